@@ -1,0 +1,107 @@
+import { extractModel } from "../ir/clone.ts";
+import type { Graph } from "../ir/graph.ts";
+import type { Model } from "../ir/model.ts";
+import type { Node } from "../ir/node.ts";
+import { Tensor } from "../ir/tensor.ts";
+import { tensorType, type Value } from "../ir/value.ts";
+import { runModel } from "../ort/run.ts";
+import { deadCodeElimination } from "./dead-code.ts";
+import { isDeterministic, type Pass } from "./pass.ts";
+
+export interface FoldingOptions {
+  /** Results above this many bytes stay computed, so that a small expression does not become a large file. */
+  maxBytes?: number;
+  /** Operators to leave alone even when their inputs are constant, such as DequantizeLinear of a weight. */
+  keep?: ReadonlySet<string>;
+}
+
+/** Replaces what depends on constants alone by its value, computed by ONNX Runtime. */
+export function constantFolding(options: FoldingOptions = {}): Pass {
+  return {
+    name: "constant-folding",
+    description: "Computes what depends on constants alone, once, with ONNX Runtime.",
+    async run(model) {
+      const lifted = liftConstants(model.graph);
+      return lifted + (await foldOnce(model, options));
+    },
+  };
+}
+
+/** Turns Constant nodes into initializers. */
+function liftConstants(graph: Graph): number {
+  let count = 0;
+  for (const node of [...graph.nodes]) {
+    for (const subgraph of node.subgraphs) count += liftConstants(subgraph);
+    if (node.opType !== "Constant" || node.domain !== "") continue;
+    const tensor = constantTensor(node);
+    if (!tensor || graph.outputs.includes(node.output())) continue;
+    graph.replace(node.output(), graph.addInitializer(node.output().name, tensor));
+    graph.remove(node);
+    count++;
+  }
+  return count;
+}
+
+function constantTensor(node: Node): Tensor | null {
+  const attribute = [...node.attributes][0];
+  if (!attribute) return null;
+  const [name, { kind }] = attribute;
+  if (name === "value") return node.tensor(name);
+  if (kind === "float") return Tensor.scalar(node.float(name));
+  if (kind === "int") return Tensor.int64([], [node.int(name)]);
+  if (kind === "ints") return Tensor.int64([node.ints(name).length], node.ints(name));
+  const floats = node.attributes.get(name);
+  return floats?.kind === "floats" ? Tensor.float32([floats.value.length], floats.value) : null;
+}
+
+async function foldOnce(model: Model, options: FoldingOptions): Promise<number> {
+  const { graph } = model;
+  const constant = new Set<Value>();
+  for (const value of graph.initializers) if (!graph.inputs.includes(value)) constant.add(value);
+  const foldable = new Set<Node>();
+  for (const node of graph.sorted()) {
+    const isFoldable =
+      isDeterministic(node.opType) &&
+      !options.keep?.has(node.opType) &&
+      node.subgraphs.length === 0 &&
+      (node.inputs.length > 0 || node.opType === "Constant") &&
+      node.inputs.every((value) => !value || constant.has(value));
+    if (!isFoldable) continue;
+    foldable.add(node);
+    for (const output of node.outputs) if (output) constant.add(output);
+  }
+  const results: Value[] = [];
+  for (const node of foldable) {
+    for (const output of node.outputs) {
+      if (!output || graph.outputs.includes(output)) continue;
+      if (output.consumers.some((reader) => !foldable.has(reader))) results.push(output);
+    }
+  }
+  if (results.length === 0) return 0;
+  // ORT's own folding would only do the same work twice.
+  const computed = await runModel(extractModel(model, [], results), {}, { graphOptimizationLevel: "disabled" });
+  let count = 0;
+  for (const value of results) {
+    const tensor = computed.get(value.name)!;
+    if (tensor.byteLength > (options.maxBytes ?? Number.POSITIVE_INFINITY) && isGrown(value, tensor)) continue;
+    // A result may be a view of a large buffer or of memory that ORT reuses.
+    const copy = tensor.strings ? tensor : new Tensor(tensor.dataType, tensor.dims, own(tensor.bytes()));
+    const folded = graph.addInitializer(value.name, copy);
+    folded.type = tensorType(copy.dataType, copy.dims);
+    graph.replace(value, folded);
+    count++;
+  }
+  if (count > 0) await deadCodeElimination.run(model);
+  return count;
+}
+
+function own(bytes: Uint8Array) {
+  const copy = bytes.slice();
+  return { byteLength: copy.byteLength, read: (start = 0, end = copy.byteLength) => copy.subarray(start, end) };
+}
+
+/** Whether the folded result is larger than the constants it comes from directly. */
+function isGrown(value: Value, result: Tensor): boolean {
+  const inputs = value.producer?.inputs ?? [];
+  return inputs.every((input) => (input?.initializer?.byteLength ?? 0) < result.byteLength);
+}
