@@ -1,0 +1,57 @@
+import { describe, expect, test } from "vitest";
+import { parseKey } from "./keys.ts";
+
+describe("parseKey", () => {
+  const attention = "down_blocks.0.attentions.0.transformer_blocks.0.attn1";
+  const parts: [string, string, string, string | undefined][] = [
+    ["lora_unet_conv_in.lora_down.weight", "down", "lora_unet_conv_in", "kohya"],
+    ["lora_unet_conv_in.lora_up.weight", "up", "lora_unet_conv_in", "kohya"],
+    ["lora_unet_conv_in.lora_mid.weight", "mid", "lora_unet_conv_in", "kohya"],
+    ["lora_unet_conv_in.alpha", "alpha", "lora_unet_conv_in", undefined],
+    ["lycoris_conv_in.lora_down.weight", "down", "lycoris_conv_in", "lycoris"],
+    [`unet.${attention}.processor.to_q_lora.down.weight`, "down", `unet.${attention}.to_q`, "diffusers"],
+    [`unet.${attention}.processor.to_out_lora.up.weight`, "up", `unet.${attention}.to_out`, "diffusers"],
+    ["text_encoder.a.self_attn.to_out_lora.up.weight", "up", "text_encoder.a.self_attn.to_out", "diffusers"],
+    [`unet.${attention}.to_out.0.lora.down.weight`, "down", `unet.${attention}.to_out.0`, "diffusers"],
+    ["text_encoder.a.q_proj.lora_linear_layer.up.weight", "up", "text_encoder.a.q_proj", "diffusers"],
+    [`unet.${attention}.to_q.lora_A.weight`, "down", `unet.${attention}.to_q`, "peft"],
+    ["base_model.model.conv_in.lora_B.default.weight", "up", "base_model.model.conv_in", "peft"],
+    ["base_model.model.conv_in.lora_A.default_0.weight", "down", "base_model.model.conv_in", "peft"],
+    ["base_model.model.conv_in.lora_A", "down", "base_model.model.conv_in", "peft"],
+  ];
+  test.each(parts)("%s", (key, part, module, format) => {
+    expect(parseKey(key)).toEqual({ kind: "part", part, module, format });
+  });
+
+  const refused: [string, string][] = [
+    ["lora_unet_conv_in.hada_w1_a", "LoHa"],
+    ["lora_unet_conv_in.hada_t2", "LoHa"],
+    ["lycoris_conv_in.lokr_w1", "LoKr"],
+    ["lora_unet_conv_in.lokr_w2_b", "LoKr"],
+    ["lora_unet_conv_in.dora_scale", "DoRA"],
+    ["base_model.model.q.lora_magnitude_vector", "DoRA"],
+    ["base_model.model.q.lora_magnitude_vector.default.weight", "DoRA"],
+    ["lora_unet_conv_in.oft_blocks", "OFT"],
+  ];
+  test.each(refused)("%s is refused", (key, method) => {
+    expect(parseKey(key)).toEqual({ kind: "refused", method });
+  });
+
+  const unsupported: [string, RegExp][] = [
+    ["lora_unet_conv_in.diff", /weight difference/],
+    ["lora_unet_conv_in.diff_b", /bias difference/],
+    ["lora_unet_norm.w_norm", /normalization/],
+    ["lora_unet_norm.b_norm", /normalization/],
+    ["x.lora_B.bias", /bias inside/],
+    ["x.lora_up.bias", /bias inside/],
+    ["x.lora_B.default.bias", /bias inside/],
+    ["x.lora_embedding_A", /embedding/],
+    ["conv_in.weight", /no suffix/],
+    ["", /no suffix/],
+  ];
+  test.each(unsupported)("%s is unsupported, with a reason", (key, reason) => {
+    const parsed = parseKey(key);
+    expect(parsed.kind).toBe("unsupported");
+    expect(parsed.kind === "unsupported" && parsed.reason).toMatch(reason);
+  });
+});

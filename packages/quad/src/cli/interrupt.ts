@@ -1,0 +1,16 @@
+/** Thrown through long work when the user presses Ctrl-C. */
+export class Interrupted extends Error {
+  override readonly name = "Interrupted";
+}
+
+/** A signal that the first Ctrl-C (or SIGTERM) sets off, so that work can end tidily; the second ends the process at once. */
+export function interruptSignal(): AbortSignal {
+  const controller = new AbortController();
+  for (const signal of ["SIGINT", "SIGTERM"] as const) {
+    process.once(signal, () => {
+      controller.abort(new Interrupted(`interrupted by ${signal}`));
+      process.once(signal, () => process.exit(130));
+    });
+  }
+  return controller.signal;
+}

@@ -1,0 +1,58 @@
+import { InputError as OnnxInputError } from "@quad/onnx";
+import { InputError as RuntimeInputError } from "@quad/runtime";
+import { Command, CommanderError } from "commander";
+import { exposeCommand } from "./expose.ts";
+import { inspectCommand } from "./inspect.ts";
+import { Interrupted } from "./interrupt.ts";
+import { probeCommand } from "./probe.ts";
+import { runCommand } from "./run.ts";
+import { createTerminal } from "./terminal.ts";
+
+/** 0 done, 1 a fault of ours, 2 bad input or usage, 130 interrupted. */
+export type ExitCode = 0 | 1 | 2 | 130;
+
+/** Runs the command line and sets the process's exit code. */
+export async function main(args: string[]): Promise<void> {
+  const json = args.includes("--json");
+  process.exitCode = await runCli(args, json);
+}
+
+async function runCli(args: string[], json: boolean): Promise<ExitCode> {
+  const terminal = () => createTerminal(json);
+  const program = new Command("quad")
+    .description("One quantized graph, every LoRA: adapters as inputs of one frozen diffusion model.")
+    .version("0.1.0")
+    .addHelpText(
+      "after",
+      "\nExit codes: 0 done, 2 bad input or usage, 130 interrupted, 1 a fault in quad itself.\nEvery command takes --json: one object on standard output for scripts.",
+    );
+  for (const make of [inspectCommand, exposeCommand, runCommand, probeCommand]) {
+    program.addCommand(make(terminal).option("--json", "print one JSON object").showHelpAfterError("(--help shows the options)"));
+  }
+  for (const command of [program, ...program.commands]) command.exitOverride();
+  try {
+    await program.parseAsync(args, { from: "user" });
+    return 0;
+  } catch (error) {
+    return report(error, json);
+  }
+}
+
+function report(error: unknown, json: boolean): ExitCode {
+  if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2;
+  const message = error instanceof Error ? error.message : String(error);
+  if (error instanceof OnnxInputError || error instanceof RuntimeInputError) {
+    if (json) process.stdout.write(`${JSON.stringify({ error: { message, ...error.problem } })}\n`);
+    process.stderr.write(`error: ${message.replaceAll("\n", " ")}\n`);
+    return 2;
+  }
+  if (error instanceof Interrupted) {
+    process.stderr.write(`${message}\n`);
+    return 130;
+  }
+  process.stderr.write(`This is a fault in quad, not in your input: ${message}\n`);
+  process.stderr.write(
+    process.env.QUAD_DEBUG ? `${(error as Error).stack}\n` : "Set QUAD_DEBUG=1 to see where it happened.\n",
+  );
+  return 1;
+}

@@ -1,0 +1,193 @@
+import { existsSync } from "node:fs";
+import { cp, mkdir, readdir, rename, rm } from "node:fs/promises";
+import { basename, dirname, join, resolve } from "node:path";
+import { checkModel, InputError, type Model, saveModel } from "@quad/onnx";
+import type { SlotsFile } from "@quad/runtime";
+import { importAdapter } from "../adapters/import.ts";
+import type { AdaptableModule, AdapterComponent, AdapterReport, ImportedAdapter } from "../adapters/types.ts";
+import { writeFileAtomically } from "../files/atomic.ts";
+import { writeSafetensors } from "../files/safetensors.ts";
+import { findLayers, type Layer, type SkippedNode } from "../layers/find-layers.ts";
+import { componentFile, loadComponent, type ModelFolder, openModelFolder } from "../model/model-folder.ts";
+import { bindAdapter } from "./bind-adapter.ts";
+import { exposeGraph, type SlotRank } from "./expose-graph.ts";
+
+export interface ExposeOptions {
+  /** Folder to create. */
+  out: string;
+  /** Adapter files or PEFT folders by task name. */
+  adapters: Readonly<Record<string, string>>;
+  rank?: SlotRank;
+  /**
+   * Which layers get slots: those that the given adapters touch, all, or those whose name matches. Without adapters
+   * "used" means all.
+   */
+  slots?: "used" | "all" | RegExp;
+  onProgress?: (event: { stage: string; done: number; total: number }) => void;
+  signal?: AbortSignal;
+}
+
+/** What an inspected or exposed component looks like. */
+export interface ComponentSummary {
+  component: AdapterComponent;
+  nodes: number;
+  layers: Layer[];
+  skipped: SkippedNode[];
+}
+
+export interface ExposeResult {
+  out: string;
+  slots: SlotsFile;
+  adapters: { name: string; format: string; rank: number; layers: number; report: AdapterReport }[];
+}
+
+/** The layers of every adaptable component, and the adapters as they fit them. Reads only. */
+export async function inspectModel(
+  folder: ModelFolder,
+  adapters: Readonly<Record<string, string>>,
+): Promise<{ models: Map<AdapterComponent, Model>; components: ComponentSummary[]; adapters: ImportedAdapter[] }> {
+  const models = new Map<AdapterComponent, Model>();
+  const components: ComponentSummary[] = [];
+  for (const component of folder.adaptable) {
+    const model = loadComponent(folder, component);
+    checkModel(model);
+    models.set(component, model);
+    components.push({ component, nodes: model.graph.nodes.size, ...findLayers(model) });
+  }
+  const modules = components.flatMap(({ component, layers }) => layers.map((layer) => toModule(component, layer)));
+  const imported: ImportedAdapter[] = [];
+  for (const [name, path] of Object.entries(adapters)) {
+    imported.push(await importAdapter(resolveAdapter(path, folder.path), modules, { name }));
+  }
+  return { models, components, adapters: imported };
+}
+
+export function toModule(component: AdapterComponent, layer: Layer): AdaptableModule {
+  const { name, kind, inFeatures, outFeatures, kernel, groups } = layer;
+  return {
+    component,
+    name,
+    kind: kind === "conv" ? "conv" : "linear",
+    inFeatures,
+    outFeatures,
+    ...(kernel ? { kernel } : {}),
+    ...(groups ? { groups } : {}),
+  };
+}
+
+/** A path as given, or one below the model's own `adapters/`. */
+export function resolveAdapter(path: string, modelFolder: string): string {
+  const candidates = [path, join(modelFolder, "adapters", path), join(modelFolder, "adapters", `${path}.safetensors`)];
+  return candidates.find((candidate) => existsSync(candidate)) ?? path;
+}
+
+/**
+ * Stage: model folder and adapter files -> exposed folder (graph with adapter inputs, `slots.json`, `adapters/`, and
+ * the components that stay as they are). The folder appears under its name only when complete.
+ * @throws InputError when an input is broken, no adapter key fits, or `out` exists and is no exposed folder
+ */
+export async function expose(modelPath: string, options: ExposeOptions): Promise<ExposeResult> {
+  const out = resolve(options.out);
+  await refuseForeignFolder(out);
+  const folder = await openModelFolder(modelPath);
+  const { models, components, adapters } = await inspectModel(folder, options.adapters);
+  const rank = options.rank ?? { kind: "dynamic" };
+  refuseLargeRanks(adapters, rank);
+  const exposed: SlotsFile["components"] = {};
+  for (const { component, layers } of components) {
+    const chosen = chooseLayers(component, layers, adapters, options.slots ?? "used", component === folder.denoiser);
+    if (chosen.length === 0) continue;
+    exposed[component] = exposeGraph(models.get(component)!, component, chosen, rank);
+    checkModel(models.get(component)!);
+  }
+  if (Object.keys(exposed).length === 0) {
+    throw new InputError({ what: "no layer matches the chosen slots", file: modelPath, fix: "Check --slots." });
+  }
+  const slots: SlotsFile = { format: "quad-slots", version: 1, rank, components: exposed };
+  const temporary = join(dirname(out), `.quad-${basename(out)}-${process.pid}.tmp`);
+  const bound = adapters.map((adapter) => ({ adapter, ...bindAdapter(adapter.layers, exposed) }));
+  try {
+    await mkdir(temporary, { recursive: true });
+    await copyOtherFiles(folder, Object.keys(exposed), temporary);
+    for (const component of Object.keys(exposed)) {
+      await saveModel(models.get(component as AdapterComponent)!, componentFile(temporary, component), {
+        ...(options.signal ? { signal: options.signal } : {}),
+        onProgress: (done, total) => options.onProgress?.({ stage: `writing ${component}`, done, total }),
+      });
+    }
+    for (const { adapter, rank: adapterRank, tensors } of bound) {
+      options.signal?.throwIfAborted();
+      const metadata = { "quad.rank": String(adapterRank), "quad.source": basename(adapter.source) };
+      await writeSafetensors(join(temporary, "adapters", `${adapter.name}.safetensors`), tensors, metadata);
+    }
+    await writeFileAtomically(join(temporary, "slots.json"), `${JSON.stringify(slots, null, 1)}\n`);
+    await rm(out, { recursive: true, force: true });
+    await rename(temporary, out);
+  } finally {
+    await rm(temporary, { recursive: true, force: true });
+  }
+  return {
+    out: options.out,
+    slots,
+    adapters: bound.map(({ adapter, rank: adapterRank }) => ({
+      name: adapter.name,
+      format: adapter.format,
+      rank: adapterRank,
+      layers: adapter.layers.length,
+      report: adapter.report,
+    })),
+  };
+}
+
+/** Overwriting is for folders that this stage wrote; anything else stays. */
+async function refuseForeignFolder(out: string): Promise<void> {
+  if (!existsSync(out) || existsSync(join(out, "slots.json"))) return;
+  if ((await readdir(out).catch(() => ["a file"])).length === 0) return;
+  throw new InputError({
+    what: "exists and was not written by quad expose",
+    file: out,
+    fix: "Choose another --out, or remove it first.",
+  });
+}
+
+function refuseLargeRanks(adapters: readonly ImportedAdapter[], rank: SlotRank): void {
+  if (rank.kind === "dynamic") return;
+  for (const { name, source, report } of adapters) {
+    if (report.rankMax <= rank.rank) continue;
+    throw new InputError({
+      what: `adapter "${name}" has a larger rank than the graph would take`,
+      file: source,
+      expected: `at most ${rank.rank}`,
+      got: String(report.rankMax),
+      fix: `Use --rank ${report.rankMax} or --rank dynamic.`,
+    });
+  }
+}
+
+function chooseLayers(
+  component: AdapterComponent,
+  layers: readonly Layer[],
+  adapters: readonly ImportedAdapter[],
+  which: "used" | "all" | RegExp,
+  isDenoiser: boolean,
+): Layer[] {
+  const used = new Set(
+    adapters.flatMap((adapter) => adapter.layers.filter((layer) => layer.component === component).map((layer) => layer.module)),
+  );
+  // Text encoders only when an adapter speaks of them, unless they are asked for by pattern.
+  if (which === "all" || (which === "used" && adapters.length === 0)) return isDenoiser || used.size > 0 ? [...layers] : [];
+  if (which === "used") return layers.filter(({ name }) => used.has(name));
+  return layers.filter(({ name }) => used.has(name) || which.test(`${component}.${name}`));
+}
+
+/** Copies the folder without the exposed graphs, their data files and the model's own adapters. */
+async function copyOtherFiles(folder: ModelFolder, exposed: readonly string[], target: string): Promise<void> {
+  for (const entry of await readdir(folder.path)) {
+    if (entry === "adapters" || entry === "samples" || entry.startsWith(".")) continue;
+    const isExposed = exposed.includes(entry);
+    await cp(join(folder.path, entry), join(target, entry), {
+      recursive: true,
+      filter: (path) => !(isExposed && /\.onnx(_data|\.data)?$|\.safetensors$|\.bin$|\.pb$/.test(path)),
+    });
+  }
+}

@@ -1,0 +1,76 @@
+import { existsSync } from "node:fs";
+import { InputError } from "@quad/onnx";
+import type { Mask, RgbImage } from "@quad/runtime";
+import sharp, { type FormatEnum, type Sharp } from "sharp";
+import { writeFileAtomically } from "./atomic.ts";
+
+/** Size in pixels that a picture is brought to. */
+export interface ImageSize {
+  width: number;
+  height: number;
+}
+
+/**
+ * Reads a picture of any format sharp knows: sRGB, transparency on white. With `size` it is scaled to cover it and
+ * cropped around its centre.
+ * @throws InputError if the file is missing or no picture
+ */
+export async function readImage(path: string, size?: ImageSize): Promise<RgbImage> {
+  const { data, info } = await decode(path, (picture) =>
+    (size ? picture.resize(size.width, size.height, { fit: "cover" }) : picture)
+      .flatten({ background: "#ffffff" })
+      .toColourspace("srgb")
+      .removeAlpha(),
+  );
+  return { width: info.width, height: info.height, data: toRgb(data, info.channels) };
+}
+
+/**
+ * Reads a mask: white (over half) is where to paint. Scaled without smoothing.
+ * @throws InputError if the file is missing or no picture
+ */
+export async function readMask(path: string, size?: ImageSize): Promise<Mask> {
+  const { data, info } = await decode(path, (picture) =>
+    (size ? picture.resize(size.width, size.height, { fit: "cover", kernel: "nearest" }) : picture)
+      .flatten({ background: "#000000" })
+      .toColourspace("b-w"),
+  );
+  const values = new Uint8Array(info.width * info.height);
+  for (let index = 0; index < values.length; index++) values[index] = data[index * info.channels];
+  return { width: info.width, height: info.height, data: values };
+}
+
+async function decode(path: string, prepare: (picture: Sharp) => Sharp) {
+  if (!existsSync(path)) throw new InputError({ what: "there is no such file", file: path, expected: "a picture" });
+  try {
+    return await prepare(sharp(path).rotate()).raw().toBuffer({ resolveWithObject: true });
+  } catch (error) {
+    throw new InputError({
+      what: `cannot be read as a picture: ${(error as Error).message.split("\n")[0]}`,
+      file: path,
+      expected: "PNG, JPEG, WebP, GIF, AVIF or TIFF",
+    });
+  }
+}
+
+function toRgb(data: Buffer, channels: number): Uint8Array {
+  if (channels === 3) return new Uint8Array(data);
+  const pixels = data.length / channels;
+  const rgb = new Uint8Array(pixels * 3);
+  for (let pixel = 0; pixel < pixels; pixel++) {
+    for (let channel = 0; channel < 3; channel++) {
+      rgb[pixel * 3 + channel] = data[pixel * channels + Math.min(channel, channels - 1)];
+    }
+  }
+  return rgb;
+}
+
+/** Writes a picture in the format of the path's extension (PNG where it has none). */
+export async function writeImage(path: string, image: RgbImage): Promise<void> {
+  const picture = sharp(image.data, { raw: { width: image.width, height: image.height, channels: 3 } });
+  const extension = /\.(\w+)$/.exec(path)?.[1]?.toLowerCase() ?? "png";
+  if (!["png", "jpg", "jpeg", "webp", "avif", "tiff", "gif"].includes(extension)) {
+    throw new InputError({ what: "cannot write pictures of this kind", file: path, expected: "a name ending in .png" });
+  }
+  await writeFileAtomically(path, await picture.toFormat(extension as keyof FormatEnum & string).toBuffer());
+}

@@ -1,0 +1,53 @@
+import type { Node, Value } from "@quad/onnx";
+
+/**
+ * Module path of a layer as PyTorch names it (`down_blocks.0.attentions.0.proj_in`), from what exporters leave behind:
+ * - TorchScript: node names carry the path (`/down_blocks.0/attentions.0/proj_in/Conv`), linear weights are anonymous;
+ * - dynamo: initializers carry it (`down_blocks.0.attentions.0.proj_in.weight`), or the node's name scopes do.
+ * Null where none of them does.
+ */
+export function moduleName(node: Node, weight: Value): string | null {
+  const fromWeight = nameFromWeight(weight.name);
+  const fromPath = nameFromPath(node);
+  if (fromPath && fromWeight) return isRepeatedCall(fromPath, fromWeight) ? fromWeight : fromPath;
+  return fromPath ?? fromWeight ?? nameFromScopes(node);
+}
+
+/** Whether `path` is the module `name` or a later call of it: TorchScript numbers repeated calls `name_1`, `name_2`. */
+export function isRepeatedCall(path: string, name: string): boolean {
+  return path === name || (path.startsWith(`${name}_`) && /^\d+$/.test(path.slice(name.length + 1)));
+}
+
+function nameFromWeight(name: string): string | null {
+  if (name.includes("::") || name.includes("/")) return null;
+  return /^(.+)\.weight(_transposed|\.T|_t)?$/.exec(name)?.[1] ?? null;
+}
+
+function nameFromPath(node: Node): string | null {
+  const segments = node.name.split("/").filter(Boolean);
+  if (!node.name.startsWith("/") || segments.length < 2) return null;
+  const operator = segments.pop()!;
+  return operator === node.opType || operator.startsWith(`${node.opType}_`) ? segments.join(".") : null;
+}
+
+/** PyTorch's dynamo exporter writes the module stack as a Python list: `['', 'down_blocks.0', ..., 'linear_3']`. */
+function nameFromScopes(node: Node): string | null {
+  const properties = (node.extra as { metadataProps?: { key: string; value: string }[] } | null)?.metadataProps;
+  const scopes = properties?.find(({ key }) => key === "pkg.torch.onnx.name_scopes")?.value;
+  const names = [...(scopes?.matchAll(/'([^']*)'/g) ?? [])].map((match) => match[1]);
+  return names.length >= 2 ? names[names.length - 2] || null : null;
+}
+
+/** Wrappers that exporters put around the whole network; adapter files do not know them. */
+const wrappers = ["unet", "transformer", "text_encoder", "model", "module", "_orig_mod", "inner_model"];
+
+/** Strips wrapper names that every module shares (`unet.down_blocks...`, `model.unet.down_blocks...`). */
+export function stripWrappers(names: readonly string[]): string[] {
+  let stripped = [...names];
+  for (let again = names.length > 0; again; ) {
+    const head = stripped[0].split(".")[0];
+    again = wrappers.includes(head) && stripped.every((name) => name.startsWith(`${head}.`));
+    if (again) stripped = stripped.map((name) => name.slice(head.length + 1));
+  }
+  return stripped;
+}

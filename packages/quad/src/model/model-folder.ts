@@ -1,0 +1,75 @@
+import { existsSync, statSync } from "node:fs";
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { InputError, loadModel, type Model } from "@quad/onnx";
+import { z } from "zod";
+import type { AdapterComponent } from "../adapters/types.ts";
+
+const modelIndexSchema = z.looseObject({ _class_name: z.string() });
+
+/** A diffusers/Optimum folder: `model_index.json` with one sub-folder per component. */
+export interface ModelFolder {
+  path: string;
+  /** Pipeline class that `model_index.json` names. */
+  pipelineClass: string;
+  /** The network that denoises. */
+  denoiser: "unet" | "transformer";
+  /** Components that adapters can change and that the folder holds as ONNX, the denoiser first. */
+  adaptable: AdapterComponent[];
+}
+
+const adaptableComponents: readonly AdapterComponent[] = ["unet", "transformer", "text_encoder", "text_encoder_2"];
+
+/** @throws InputError if the folder is no diffusers/Optimum ONNX folder */
+export async function openModelFolder(path: string): Promise<ModelFolder> {
+  if (!existsSync(path) || !statSync(path).isDirectory()) {
+    throw new InputError({
+      what: existsSync(path) ? "is a file, not a folder" : "there is no such folder",
+      file: path,
+      expected: "a diffusers/Optimum ONNX folder",
+      fix: "Give the folder that holds model_index.json.",
+    });
+  }
+  const index = join(path, "model_index.json");
+  if (!existsSync(index)) {
+    throw new InputError({
+      what: "there is no model_index.json",
+      file: path,
+      expected: "a diffusers/Optimum ONNX folder",
+      fix: "Export the pipeline with Optimum: optimum-cli export onnx --model MODEL FOLDER",
+    });
+  }
+  const { _class_name: pipelineClass } = parseJsonFile(index, await readFile(index, "utf8"), modelIndexSchema);
+  const adaptable = adaptableComponents.filter((component) => existsSync(componentFile(path, component)));
+  const denoiser = adaptable.find((component) => component === "unet" || component === "transformer");
+  if (denoiser !== "unet" && denoiser !== "transformer") {
+    throw new InputError({
+      what: "there is neither unet/model.onnx nor transformer/model.onnx",
+      file: path,
+      fix: "Export the pipeline to ONNX first; PyTorch weights alone are not enough.",
+    });
+  }
+  return { path, pipelineClass, denoiser, adaptable };
+}
+
+export function componentFile(folder: string, component: string): string {
+  return join(folder, component, "model.onnx");
+}
+
+export function loadComponent(folder: ModelFolder, component: AdapterComponent): Model {
+  return loadModel(componentFile(folder.path, component));
+}
+
+/** Parses and checks a JSON file's text. @throws InputError naming file and key */
+export function parseJsonFile<S extends z.ZodType>(file: string, text: string, schema: S): z.infer<S> {
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (error) {
+    throw new InputError({ what: `is not valid JSON: ${(error as Error).message}`, file });
+  }
+  const result = schema.safeParse(value);
+  if (result.success) return result.data;
+  const issue = result.error.issues[0];
+  throw new InputError({ what: issue.message, file, ...(issue.path.length > 0 ? { where: issue.path.join(".") } : {}) });
+}

@@ -1,0 +1,14 @@
+export { AdapterBank, type AdapterFeeds, type Strengths } from "./adapters.ts";
+export { type Slot, type SlotsFile, slotsFileSchema, type Task, type TasksFile, tasksFileSchema } from "./configs.ts";
+export type { StepInfo } from "./denoise.ts";
+export { InputError, type InputProblem } from "./errors.ts";
+export { type FolderFiles, fetchFiles, parseJson, readJson } from "./files.ts";
+export * from "./float16.ts";
+export type { GeneratedImage, GenerateOptions } from "./generate.ts";
+export { type Mask, type RgbImage, resizeNearest, rgbaFromRgb, rgbFromRgba } from "./images.ts";
+export * from "./noise.ts";
+export type { OrtModule, TensorData } from "./ort.ts";
+export { type OpenOptions, openPipeline, Pipeline, type Selection } from "./pipeline.ts";
+export * from "./safetensors.ts";
+export * from "./schedulers/index.ts";
+export { loadTokenizer, type PromptTokenizer } from "./tokenizer.ts";

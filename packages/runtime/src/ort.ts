@@ -1,0 +1,255 @@
+import type { InferenceSession, Tensor } from "onnxruntime-common";
+import { InputError } from "./errors.ts";
+import type { FolderFiles } from "./files.ts";
+import { decodeFloat16, encodeFloat16, float32ToFloat16Bits } from "./float16.ts";
+
+// Everything that is particular to ONNX Runtime's JavaScript packages stays in this file.
+
+/** The parts used of `onnxruntime-node`, `onnxruntime-web/wasm` or `onnxruntime-web/webgpu`. */
+export type OrtModule = Pick<typeof import("onnxruntime-common"), "InferenceSession" | "Tensor">;
+
+/** Tensor contents without a runtime: what low-level calls take and give. */
+export interface TensorData {
+  type: Tensor.Type;
+  dims: readonly number[];
+  /** In the type's own typed array: `BigInt64Array` for int64, `Uint16Array` with the raw bits for float16. */
+  data: Tensor.DataType;
+}
+
+/** A graph input or output. Symbolic dimensions are strings. */
+export interface Port {
+  name: string;
+  type: Tensor.Type;
+  shape: readonly (number | string)[];
+}
+
+/** Names that exporters give to a model's external data: Optimum, torch's dynamo exporter, older diffusers. */
+const externalDataNames = ["model.onnx_data", "model.onnx.data", "weights.pb"];
+
+/** Web sessions share one WebAssembly instance that must not be entered twice: everything waits for what came before. */
+let queue: Promise<unknown> = Promise.resolve();
+
+function inTurn<Result>(work: () => Promise<Result>): Promise<Result> {
+  const result = queue.then(work);
+  queue = result.catch(() => undefined);
+  return result;
+}
+
+/** One graph of a pipeline, opened once. */
+export class Component {
+  readonly name: string;
+  /** For messages. */
+  readonly file: string;
+  readonly inputs: ReadonlyMap<string, Port>;
+  readonly outputs: ReadonlyMap<string, Port>;
+  readonly #session: InferenceSession;
+
+  private constructor(name: string, file: string, session: InferenceSession) {
+    this.name = name;
+    this.file = file;
+    this.#session = session;
+    this.inputs = ports(session.inputMetadata);
+    this.outputs = ports(session.outputMetadata);
+  }
+
+  /**
+   * Opens `NAME/model.onnx`. From a local path ONNX Runtime maps external data itself; from bytes it is handed over.
+   *
+   * @throws InputError when the graph is missing or ONNX Runtime refuses it
+   */
+  static async open(
+    ort: OrtModule,
+    files: FolderFiles,
+    name: string,
+    options: InferenceSession.SessionOptions = {},
+  ): Promise<Component> {
+    const path = `${name}/model.onnx`;
+    const file = files.describe(path);
+    if (!(await files.exists(path))) {
+      throw new InputError({
+        what: "is missing",
+        file,
+        fix: "The folder needs the ONNX layout of diffusers or Optimum: unet/, text_encoder/, vae_decoder/ with a model.onnx each",
+      });
+    }
+    const local = files.localPath?.(path);
+    const bytes = local === undefined ? await files.read(path) : undefined;
+    const externalData: { path: string; data: Uint8Array }[] = [];
+    if (bytes) {
+      for (const external of externalDataNames) {
+        if (!(await files.exists(`${name}/${external}`))) continue;
+        externalData.push({ path: external, data: await files.read(`${name}/${external}`) });
+      }
+    }
+    const merged = externalData.length > 0 ? { ...options, externalData } : options;
+    try {
+      const session = await inTurn(() =>
+        bytes ? ort.InferenceSession.create(bytes, merged) : ort.InferenceSession.create(local!, merged),
+      );
+      return new Component(name, file, session);
+    } catch (error) {
+      throw new InputError({ what: "ONNX Runtime cannot open the graph", file, got: oneLine(error) });
+    }
+  }
+
+  /**
+   * Runs the graph once. The outputs belong to the caller.
+   *
+   * @throws InputError when an input is missing, is unknown, or has a type or shape the graph does not take
+   */
+  async run(feeds: Record<string, Tensor>): Promise<Record<string, Tensor>> {
+    this.#check(feeds);
+    return inTurn(() => this.#session.run(feeds));
+  }
+
+  /** The input port of one of these names. */
+  input(...names: string[]): Port {
+    for (const name of names) {
+      const port = this.inputs.get(name);
+      if (port) return port;
+    }
+    throw new InputError({
+      what: "the graph has not the input that is needed",
+      file: this.file,
+      expected: names.join(" or "),
+      got: [...this.inputs.keys()].slice(0, 8).join(", "),
+    });
+  }
+
+  /** Frees the session's memory; the component is unusable afterwards. */
+  async release(): Promise<void> {
+    await inTurn(() => this.#session.release());
+  }
+
+  #check(feeds: Record<string, Tensor>): void {
+    for (const name of Object.keys(feeds)) {
+      if (!this.inputs.has(name)) {
+        throw new InputError({ what: "the graph has no such input", file: this.file, where: name });
+      }
+    }
+    for (const port of this.inputs.values()) {
+      const tensor = feeds[port.name];
+      if (tensor === undefined) {
+        throw new InputError({
+          what: "an input of the graph is not given",
+          file: this.file,
+          where: port.name,
+          expected: `${port.type} [${port.shape.join(", ")}]`,
+        });
+      }
+      const fits =
+        tensor.type === port.type &&
+        tensor.dims.length === port.shape.length &&
+        port.shape.every((size, axis) => typeof size === "string" || size === tensor.dims[axis]);
+      if (!fits) {
+        throw new InputError({
+          what: "an input does not fit the graph",
+          file: this.file,
+          where: port.name,
+          expected: `${port.type} [${port.shape.join(", ")}]`,
+          got: `${tensor.type} [${tensor.dims.join(", ")}]`,
+        });
+      }
+    }
+  }
+}
+
+function ports(metadata: readonly InferenceSession.ValueMetadata[]): Map<string, Port> {
+  const tensors = metadata.filter((value) => value.isTensor);
+  return new Map(tensors.map(({ name, type, shape }) => [name, { name, type, shape }]));
+}
+
+/** A tensor over the caller's memory, of any type. */
+export function tensorFrom(ort: OrtModule, { type, data, dims }: TensorData): Tensor {
+  return new ort.Tensor(type, data as Float32Array, dims);
+}
+
+/** The contents of a tensor on the CPU. Newer engines deliver float16 as `Float16Array`; here it is always raw bits. */
+export function tensorData({ type, dims, data }: Tensor): TensorData {
+  return { type, dims, data: type === "float16" ? float16Bits(data) : data };
+}
+
+/** Float contents of a tensor: its own memory for float32, converted for float16. */
+export function floatsOf(tensor: Tensor): Float32Array {
+  if (tensor.type === "float32") return tensor.data as Float32Array;
+  return decodeFloat16(float16Bits(tensor.data));
+}
+
+/** A tensor of a float type over the given values: without a copy for float32, rounded for float16. */
+export function floatTensor(ort: OrtModule, type: Tensor.Type, values: Float32Array, dims: readonly number[]): Tensor {
+  return new ort.Tensor(type as "float32", (type === "float16" ? encodeFloat16(values) : values) as Float32Array, dims);
+}
+
+/** A graph input that is written again before every run, without a new allocation. */
+export class FloatInput {
+  /** Write here, then call {@link commit}. */
+  readonly values: Float32Array;
+  readonly tensor: Tensor;
+  readonly #bits: Uint16Array | undefined;
+
+  constructor(ort: OrtModule, port: Port, dims: readonly number[]) {
+    this.values = new Float32Array(dims.reduce((product, size) => product * size, 1));
+    this.#bits = port.type === "float16" ? new Uint16Array(this.values.length) : undefined;
+    this.tensor = tensorFrom(ort, { type: port.type, data: this.#bits ?? this.values, dims });
+  }
+
+  /** Makes the values visible to the tensor, which float16 graphs need. */
+  commit(): Tensor {
+    if (this.#bits) for (let i = 0; i < this.values.length; i++) this.#bits[i] = float32ToFloat16Bits(this.values[i]!);
+    return this.tensor;
+  }
+}
+
+/**
+ * The time step input: exporters disagree on int64, int32 or a float type, and on rank 0 or 1.
+ * A symbolic first dimension becomes 1, which the graph broadcasts over the batch.
+ */
+export class TimestepInput {
+  readonly tensor: Tensor;
+  readonly #set: (timestep: number) => void;
+
+  constructor(ort: OrtModule, port: Port) {
+    const dims = port.shape.map((size) => (typeof size === "number" ? size : 1));
+    const length = dims.reduce((product, size) => product * size, 1);
+    if (port.type === "int64") {
+      const data = new BigInt64Array(length);
+      this.#set = (timestep) => data.fill(BigInt(Math.round(timestep)));
+      this.tensor = tensorFrom(ort, { type: "int64", data, dims });
+    } else if (port.type === "int32") {
+      const data = new Int32Array(length);
+      this.#set = (timestep) => data.fill(Math.round(timestep));
+      this.tensor = tensorFrom(ort, { type: "int32", data, dims });
+    } else if (port.type === "float64") {
+      const data = new Float64Array(length);
+      this.#set = (timestep) => data.fill(timestep);
+      this.tensor = tensorFrom(ort, { type: "float64", data, dims });
+    } else {
+      const input = new FloatInput(ort, port, dims);
+      this.#set = (timestep) => {
+        input.values.fill(timestep);
+        input.commit();
+      };
+      this.tensor = input.tensor;
+    }
+  }
+
+  set(timestep: number): void {
+    this.#set(timestep);
+  }
+}
+
+/** Token numbers as the graph wants them: int64 (`BigInt64Array`) or int32. `[1, tokens]`. */
+export function tokenTensor(ort: OrtModule, port: Port, ids: readonly number[]): Tensor {
+  const data = port.type === "int64" ? BigInt64Array.from(ids, BigInt) : Int32Array.from(ids);
+  return tensorFrom(ort, { type: port.type, data, dims: [1, ids.length] });
+}
+
+function float16Bits(data: Tensor.DataType): Uint16Array {
+  if (data instanceof Uint16Array) return data;
+  const { buffer, byteOffset, length } = data as Exclude<Tensor.DataType, string[]>;
+  return new Uint16Array(buffer, byteOffset, length);
+}
+
+function oneLine(error: unknown): string {
+  return String((error as Error)?.message ?? error).replaceAll(/\s+/g, " ");
+}

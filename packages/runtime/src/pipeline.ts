@@ -1,0 +1,299 @@
+import type { InferenceSession } from "onnxruntime-common";
+import { AdapterBank, type AdapterFeeds } from "./adapters.ts";
+import { Autoencoder } from "./autoencoder.ts";
+import { slotsFileSchema, type Task, tasksFileSchema, unetConfigSchema } from "./configs.ts";
+import { InputError } from "./errors.ts";
+import { type FolderFiles, readJson, readRequired } from "./files.ts";
+import { type GeneratedImage, type GenerateOptions, generateImage } from "./generate.ts";
+import { Component, type OrtModule, type TensorData, tensorData, tensorFrom } from "./ort.ts";
+import { parseSchedulerConfigText } from "./schedulers/config.ts";
+import { TextEncoder } from "./text-encoder.ts";
+import { loadTokenizer } from "./tokenizer.ts";
+
+/** Options of {@link openPipeline}. */
+export interface OpenOptions {
+  /** `onnxruntime-node`, `onnxruntime-web/wasm` or `onnxruntime-web/webgpu`. */
+  ort: OrtModule;
+  /** The exposed folder, or a plain ONNX folder of diffusers or Optimum (which then has only the base task). */
+  files: FolderFiles;
+  /** ONNX Runtime's options, for all graphs or by the graph's folder. */
+  sessionOptions?: InferenceSession.SessionOptions | ((component: string) => InferenceSession.SessionOptions);
+}
+
+/** A task's name, one adapter's name, adapters with their strengths, or null for the base model. */
+export type Selection = string | Readonly<Record<string, number>> | null;
+
+/** What is in use: the adapter tensors and the defaults that come with a task. */
+interface Use {
+  key: string;
+  task: Task;
+  feeds: AdapterFeeds | undefined;
+}
+
+interface PipelineParts {
+  ort: OrtModule;
+  files: FolderFiles;
+  components: ReadonlyMap<string, Component>;
+  autoencoder: Autoencoder;
+  textEncoder: TextEncoder;
+  schedulerConfig: Record<string, unknown>;
+  sampleSize: readonly [number, number];
+  tasks: ReadonlyMap<string, Task>;
+  bank: AdapterBank | undefined;
+  /** Adapters in the folder, by name; read when first used. */
+  adapterPaths: ReadonlyMap<string, string>;
+}
+
+/**
+ * Opens a model folder: every graph once, no adapter yet.
+ *
+ * @throws InputError when files are missing, broken, of an unknown version or do not fit each other
+ */
+export async function openPipeline({ ort, files, sessionOptions }: OpenOptions): Promise<Pipeline> {
+  const optionsFor = (name: string) => (typeof sessionOptions === "function" ? sessionOptions(name) : sessionOptions);
+  const slots = (await files.exists("slots.json")) ? await readJson(files, "slots.json", slotsFileSchema) : undefined;
+  const tasks = await readTasks(files, slots !== undefined);
+  const schedulerPath = "scheduler/scheduler_config.json";
+  const schedulerText = new TextDecoder().decode(await readRequired(files, schedulerPath));
+  const schedulerConfig = parseSchedulerConfigText(schedulerText, files.describe(schedulerPath));
+
+  const components = new Map<string, Component>();
+  for (const name of ["text_encoder", "unet"])
+    components.set(name, await Component.open(ort, files, name, optionsFor(name)));
+  const autoencoder = await Autoencoder.open(ort, files, optionsFor);
+  const unet = components.get("unet")!;
+  const encoder = components.get("text_encoder")!;
+
+  const tokens = encoder.input("input_ids").shape[1];
+  const tokenizer = await loadTokenizer(files, typeof tokens === "number" ? tokens : 77);
+  const bank = slots && new AdapterBank(ort, slots, components, files.describe("slots.json"));
+  return new Pipeline({
+    ort,
+    files,
+    components,
+    autoencoder,
+    textEncoder: new TextEncoder(ort, encoder, tokenizer),
+    schedulerConfig: schedulerConfig as Record<string, unknown>,
+    sampleSize: await sampleSize(files, unet),
+    tasks,
+    bank,
+    adapterPaths: bank ? await findAdapters(files, tasks) : new Map(),
+  });
+}
+
+/**
+ * One opened model. Switching among tasks and adapters opens nothing again and copies nothing of the base:
+ * it passes other tensors to the same graph.
+ */
+export class Pipeline {
+  readonly #parts: PipelineParts;
+  readonly #loading = new Map<string, Promise<void>>();
+  #use: Use;
+
+  /** Made by {@link openPipeline}. */
+  constructor(parts: PipelineParts) {
+    this.#parts = parts;
+    this.#use = {
+      key: "",
+      task: parts.tasks.get("base") ?? {},
+      feeds: parts.bank?.select(new Map()),
+    };
+  }
+
+  /** Names that {@link use} takes: the tasks of `tasks.json`, `base`, and adapters that no task is named after. */
+  get tasks(): string[] {
+    return [...new Set(["base", ...this.#parts.tasks.keys(), ...this.adapters])];
+  }
+
+  /** Names of all adapters, loaded or not. */
+  get adapters(): string[] {
+    return [...new Set([...this.#parts.adapterPaths.keys(), ...(this.#parts.bank?.names ?? [])])];
+  }
+
+  /** Size in pixels that the model was trained with: what {@link generate} draws when nothing says otherwise. */
+  get defaultSize(): { width: number; height: number } {
+    const { sampleSize, autoencoder } = this.#parts;
+    return { width: sampleSize[1] * autoencoder.factor, height: sampleSize[0] * autoencoder.factor };
+  }
+
+  /** Inputs of one graph that {@link runComponent} has to be given: all but the adapter inputs. */
+  async inputsOf(component: string): Promise<{ name: string; type: string }[]> {
+    const bound = this.#use.feeds?.get(component) ?? {};
+    return [...(await this.#component(component)).inputs.values()]
+      .filter(({ name }) => !(name in bound))
+      .map(({ name, type }) => ({ name, type }));
+  }
+
+  /** The defaults of a task; empty for adapters and for a base without any. */
+  task(name: string): Readonly<Task> {
+    return this.#parts.tasks.get(name) ?? {};
+  }
+
+  /**
+   * Chooses what later calls of {@link generate} and {@link runComponent} run with; those under way are not affected.
+   * An adapter is read the first time it is chosen.
+   *
+   * @throws InputError for an unknown name, a broken adapter, or more ranks than a graph of fixed rank takes
+   */
+  async use(selection: Selection): Promise<void> {
+    const { task, strengths } = this.#resolve(selection);
+    const { bank } = this.#parts;
+    for (const [name, strength] of strengths) if (strength !== 0) await this.#load(name);
+    this.#use = {
+      key: JSON.stringify([...strengths].filter(([, strength]) => strength !== 0).sort()),
+      task,
+      feeds: bank?.select(strengths),
+    };
+  }
+
+  /**
+   * Makes one picture with the selection in use.
+   *
+   * A UNet with 9 input channels (inpainting) takes an image and a mask, an image alone as conditioning, or neither;
+   * one with 8 an image (InstructPix2Pix); one with 4 neither, or an image to start from.
+   *
+   * @throws InputError for options that do not fit the model or the task
+   * @throws the signal's reason (an `AbortError` by default) when aborted
+   */
+  async generate(options: GenerateOptions): Promise<GeneratedImage> {
+    const { ort, files, components, autoencoder, textEncoder, schedulerConfig, sampleSize } = this.#parts;
+    const { key, task, feeds } = this.#use;
+    const textFeeds = feeds?.get("text_encoder");
+    return generateImage(
+      {
+        ort,
+        unet: components.get("unet")!,
+        autoencoder,
+        textEncoder,
+        schedulerConfig,
+        schedulerFile: files.describe("scheduler/scheduler_config.json"),
+        sampleSize,
+        task,
+        // Without slots of its own the text encoder gives the same for every adapter.
+        adapters: { key: textFeeds ? key : "", unet: feeds?.get("unet") ?? {}, textEncoder: textFeeds ?? {} },
+      },
+      options,
+    );
+  }
+
+  /**
+   * Runs one graph once on given tensors: for measurements, calibration and tests. The adapter inputs come from the
+   * selection in use unless given.
+   *
+   * @param component `unet`, `text_encoder`, `vae_encoder` or `vae_decoder`
+   * @throws InputError when the component is unknown, or inputs are missing, unknown or do not fit
+   */
+  async runComponent(
+    component: string,
+    inputs: Readonly<Record<string, TensorData>>,
+  ): Promise<Record<string, TensorData>> {
+    const { ort } = this.#parts;
+    const graph = await this.#component(component);
+    const feeds = { ...this.#use.feeds?.get(component) };
+    for (const [name, data] of Object.entries(inputs)) feeds[name] = tensorFrom(ort, data);
+    const outputs = await graph.run(feeds);
+    return Object.fromEntries(Object.entries(outputs).map(([name, tensor]) => [name, tensorData(tensor)]));
+  }
+
+  async #component(name: string): Promise<Component> {
+    const { components, autoencoder } = this.#parts;
+    if (name === "vae_decoder") return autoencoder.decoder;
+    if (name === "vae_encoder") return autoencoder.encoder();
+    const component = components.get(name);
+    if (component) return component;
+    throw new InputError({
+      what: `no component ${name}`,
+      expected: "unet, text_encoder, vae_encoder or vae_decoder",
+    });
+  }
+
+  /**
+   * Adds an adapter that is not in the folder, or replaces one.
+   *
+   * @param bytes safetensors with the graph inputs' names, as `quad expose` writes them
+   * @throws InputError when the folder has no slots, or the adapter does not fit them
+   */
+  addAdapter(name: string, bytes: Uint8Array): void {
+    this.#bank(name).add(name, bytes, `adapter ${name}`);
+    this.#loading.set(name, Promise.resolve());
+  }
+
+  /** Frees all sessions. The pipeline is unusable afterwards. */
+  async dispose(): Promise<void> {
+    for (const component of this.#parts.components.values()) await component.release();
+    await this.#parts.autoencoder.release();
+  }
+
+  #resolve(selection: Selection): { task: Task; strengths: Map<string, number> } {
+    const { tasks } = this.#parts;
+    if (selection === null) return { task: tasks.get("base") ?? {}, strengths: new Map() };
+    if (typeof selection !== "string") return { task: {}, strengths: new Map(Object.entries(selection)) };
+    const task = tasks.get(selection);
+    if (!task && selection === "base") return { task: {}, strengths: new Map() };
+    if (!task && !this.adapters.includes(selection)) {
+      throw new InputError({
+        what: `no task or adapter ${selection}`,
+        expected: `one of ${this.tasks.join(", ")}`,
+        ...(this.#parts.bank ? {} : { fix: "Adapters need adapter inputs: run quad expose on the model" }),
+      });
+    }
+    const adapter = task ? task.adapter : selection;
+    const strengths = typeof adapter === "string" ? { [adapter]: 1 } : (adapter ?? {});
+    return { task: task ?? {}, strengths: new Map(Object.entries(strengths)) };
+  }
+
+  #load(name: string): Promise<void> {
+    const bank = this.#bank(name);
+    let loading = this.#loading.get(name);
+    if (!loading) {
+      const path = this.#parts.adapterPaths.get(name);
+      if (path === undefined) {
+        throw new InputError({ what: `no adapter ${name}`, expected: `one of ${this.adapters.join(", ") || "none"}` });
+      }
+      loading = readRequired(this.#parts.files, path).then((bytes) =>
+        bank.add(name, bytes, this.#parts.files.describe(path)),
+      );
+      this.#loading.set(name, loading);
+      // A failed download may be tried again.
+      loading.catch(() => this.#loading.delete(name));
+    }
+    return loading;
+  }
+
+  #bank(name: string): AdapterBank {
+    const { bank, files } = this.#parts;
+    if (bank) return bank;
+    throw new InputError({
+      what: `adapter ${name} cannot be used: the graphs have no adapter inputs`,
+      file: files.describe("slots.json"),
+      fix: "Run quad expose on the model first",
+    });
+  }
+}
+
+/** Without adapter inputs only the tasks that need no adapter. */
+async function readTasks(files: FolderFiles, exposed: boolean): Promise<Map<string, Task>> {
+  if (!(await files.exists("tasks.json"))) return new Map();
+  const { tasks } = await readJson(files, "tasks.json", tasksFileSchema);
+  return new Map(Object.entries(tasks).filter(([, task]) => exposed || task.adapter == null));
+}
+
+async function findAdapters(files: FolderFiles, tasks: ReadonlyMap<string, Task>): Promise<Map<string, string>> {
+  const suffix = ".safetensors";
+  const listed = (await files.list("adapters")).filter((name) => name.endsWith(suffix)).sort();
+  const names = new Set(listed.map((name) => name.slice(0, -suffix.length)));
+  for (const { adapter } of tasks.values()) {
+    for (const name of typeof adapter === "string" ? [adapter] : Object.keys(adapter ?? {})) names.add(name);
+  }
+  return new Map([...names].map((name) => [name, `adapters/${name}${suffix}`]));
+}
+
+/** Height and width in latents: fixed in the graph, else as the configuration says, else 64 as in Stable Diffusion 1. */
+async function sampleSize(files: FolderFiles, unet: Component): Promise<[number, number]> {
+  const path = "unet/config.json";
+  const config = (await files.exists(path)) ? await readJson(files, path, unetConfigSchema) : {};
+  const size = config.sample_size ?? 64;
+  const [height, width] = typeof size === "number" ? [size, size] : size;
+  const [, , fixedHeight, fixedWidth] = unet.input("sample").shape;
+  return [typeof fixedHeight === "number" ? fixedHeight : height, typeof fixedWidth === "number" ? fixedWidth : width];
+}

@@ -1,0 +1,68 @@
+import { Tokenizer } from "@huggingface/tokenizers";
+import { z } from "zod";
+import { clipTokenizer } from "./clip-tokenizer.ts";
+import { tokenizerConfigSchema } from "./configs.ts";
+import { InputError } from "./errors.ts";
+import { type FolderFiles, readJson } from "./files.ts";
+
+/** Turns prompts into the text encoder's input. */
+export interface PromptTokenizer {
+  readonly maxLength: number;
+  /** Token numbers, truncated with the end token kept and padded: always `maxLength` of them. */
+  encode(prompt: string): number[];
+}
+
+/**
+ * Loads `tokenizer/tokenizer.json`, or CLIP's older `vocab.json` and `merges.txt`.
+ *
+ * @param defaultLength tokens per prompt where `tokenizer_config.json` says nothing useful
+ * @throws InputError when there is no tokenizer, or it has no padding token
+ */
+export async function loadTokenizer(files: FolderFiles, defaultLength: number): Promise<PromptTokenizer> {
+  const configPath = "tokenizer/tokenizer_config.json";
+  const config = (await files.exists(configPath)) ? await readJson(files, configPath, tokenizerConfigSchema) : {};
+  const tokenizer = new Tokenizer(await tokenizerJson(files), config);
+
+  const id = (token: string | null | undefined) => (token == null ? undefined : tokenizer.token_to_id(token));
+  const end = id(config.eos_token);
+  const padding = id(config.pad_token) ?? end;
+  if (padding === undefined) {
+    throw new InputError({
+      what: "no padding token",
+      file: files.describe(configPath),
+      where: "pad_token",
+      fix: "Name a token of the vocabulary to pad prompts with",
+    });
+  }
+  // transformers writes 1e30 for "no limit".
+  const configured = config.model_max_length;
+  const maxLength = configured !== undefined && configured <= 65536 ? configured : defaultLength;
+  return {
+    maxLength,
+    encode(prompt) {
+      let { ids } = tokenizer.encode(prompt);
+      if (ids.length > maxLength) {
+        ids = ids.at(-1) === end ? [...ids.slice(0, maxLength - 1), end!] : ids.slice(0, maxLength);
+      }
+      return [...ids, ...new Array<number>(maxLength - ids.length).fill(padding)];
+    },
+  };
+}
+
+async function tokenizerJson(files: FolderFiles): Promise<object> {
+  const path = "tokenizer/tokenizer.json";
+  if (await files.exists(path)) return readJson(files, path, z.looseObject({ model: z.looseObject({}) }));
+  const [vocabulary, merges] = ["tokenizer/vocab.json", "tokenizer/merges.txt"];
+  if ((await files.exists(vocabulary)) && (await files.exists(merges))) {
+    return clipTokenizer(
+      await readJson(files, vocabulary, z.record(z.string(), z.int())),
+      new TextDecoder().decode(await files.read(merges)),
+      files.describe(vocabulary),
+    );
+  }
+  throw new InputError({
+    what: "is missing",
+    file: files.describe(path),
+    fix: "Save the model's tokenizer with transformers: CLIPTokenizerFast.from_pretrained(MODEL).save_pretrained('tokenizer')",
+  });
+}
