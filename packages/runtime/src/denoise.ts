@@ -1,6 +1,14 @@
 import type { Tensor } from "onnxruntime-common";
 import { InputError } from "./errors.ts";
-import { type Component, FloatInput, floatsOf, type OrtModule, TimestepInput } from "./ort.ts";
+import {
+  type Component,
+  FloatInput,
+  floatsOf,
+  type OrtModule,
+  type TensorData,
+  TimestepInput,
+  tensorData,
+} from "./ort.ts";
 import type { Scheduler } from "./schedulers/index.ts";
 import type { PromptEncoding } from "./text-encoder.ts";
 
@@ -13,6 +21,17 @@ export interface StepInfo {
   timestep: number;
   /** Scaled latents `[channels, height, width]`. Reused: copy what you keep. */
   latents: Float32Array;
+}
+
+/** One run of the denoising network: for calibration, distillation and diagnosis. */
+export interface ModelRun {
+  /** Index among the time steps of this generation, 0 first. */
+  step: number;
+  steps: number;
+  /** The graph's inputs by name, adapter inputs left out. Buffers are reused: copy what you keep. */
+  inputs: Readonly<Record<string, TensorData>>;
+  /** The network's prediction `[batch, channels, height, width]`. */
+  output: TensorData;
 }
 
 /** A denoising run, with everything encoded. Sizes are in latents. */
@@ -39,6 +58,7 @@ export interface DenoiseInputs {
   stepNoise: () => Float32Array;
   signal: AbortSignal | undefined;
   onStep: ((info: StepInfo) => void) | undefined;
+  onModelRun: ((run: ModelRun) => void) | undefined;
 }
 
 /**
@@ -80,6 +100,7 @@ export async function denoise(inputs: DenoiseInputs): Promise<void> {
     [unet.input("timestep").name]: timestep.tensor,
   };
 
+  const ownInputs = [samplePort.name, unet.input("timestep").name, statesPort.name];
   const { latents } = inputs;
   const scaled = new Float32Array(latentSize);
   const prediction = new Float32Array(latentSize);
@@ -94,7 +115,14 @@ export async function denoise(inputs: DenoiseInputs): Promise<void> {
     for (let run = 0; run < runs; run++) {
       feeds[statesPort.name] = states[run]!;
       const outputs = await unet.run(feeds);
-      const values = floatsOf(outputs.out_sample ?? Object.values(outputs)[0]!);
+      const output = outputs.out_sample ?? Object.values(outputs)[0]!;
+      const values = floatsOf(output);
+      inputs.onModelRun?.({
+        step: index - inputs.firstIndex,
+        steps,
+        inputs: Object.fromEntries(ownInputs.map((name) => [name, tensorData(feeds[name]!)])),
+        output: tensorData(output),
+      });
       for (let row = 0; row < batch; row++) {
         predictions[run * batch + row] = values.subarray(row * latentSize, (row + 1) * latentSize);
       }

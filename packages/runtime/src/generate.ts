@@ -1,7 +1,7 @@
 import type { Tensor } from "onnxruntime-common";
 import type { Autoencoder } from "./autoencoder.ts";
 import type { Task } from "./configs.ts";
-import { denoise, type StepInfo } from "./denoise.ts";
+import { denoise, type ModelRun, type StepInfo } from "./denoise.ts";
 import { InputError } from "./errors.ts";
 import { checkImage, isPainted, type Mask, type RgbImage, resizeNearest } from "./images.ts";
 import { SeededRandom } from "./noise.ts";
@@ -40,6 +40,8 @@ export interface GenerateOptions {
   /** Checked before every step. */
   signal?: AbortSignal;
   onStep?: (info: StepInfo) => void;
+  /** Called after every run of the denoising network with what went in and came out. */
+  onModelRun?: (run: ModelRun) => void;
 }
 
 /** A finished picture, and what made it. */
@@ -122,6 +124,7 @@ export async function generateImage(context: GenerateContext, options: GenerateO
     },
     signal: options.signal,
     onStep: options.onStep,
+    onModelRun: options.onModelRun,
   });
   const denoised = performance.now();
   options.signal?.throwIfAborted();

@@ -1,6 +1,6 @@
 export { AdapterBank, type AdapterFeeds, type Strengths } from "./adapters.ts";
 export { type Slot, type SlotsFile, slotsFileSchema, type Task, type TasksFile, tasksFileSchema } from "./configs.ts";
-export type { StepInfo } from "./denoise.ts";
+export type { ModelRun, StepInfo } from "./denoise.ts";
 export { InputError, type InputProblem } from "./errors.ts";
 export { type FolderFiles, fetchFiles, parseJson, readJson } from "./files.ts";
 export * from "./float16.ts";

@@ -1,4 +1,4 @@
-import type { InferenceSession } from "onnxruntime-common";
+import type { InferenceSession, Tensor } from "onnxruntime-common";
 import { AdapterBank, type AdapterFeeds } from "./adapters.ts";
 import { Autoencoder } from "./autoencoder.ts";
 import { slotsFileSchema, type Task, tasksFileSchema, unetConfigSchema } from "./configs.ts";
@@ -88,6 +88,8 @@ export async function openPipeline({ ort, files, sessionOptions }: OpenOptions):
 export class Pipeline {
   readonly #parts: PipelineParts;
   readonly #loading = new Map<string, Promise<void>>();
+  /** Inputs that stay the same whatever is selected, by component. */
+  readonly #bound = new Map<string, Record<string, Tensor>>();
   #use: Use;
 
   /** Made by {@link openPipeline}. */
@@ -118,7 +120,7 @@ export class Pipeline {
 
   /** Inputs of one graph that {@link runComponent} has to be given: all but the adapter inputs. */
   async inputsOf(component: string): Promise<{ name: string; type: string }[]> {
-    const bound = this.#use.feeds?.get(component) ?? {};
+    const bound = this.#feedsOf(component);
     return [...(await this.#component(component)).inputs.values()]
       .filter(({ name }) => !(name in bound))
       .map(({ name, type }) => ({ name, type }));
@@ -147,6 +149,22 @@ export class Pipeline {
   }
 
   /**
+   * Binds inputs that a graph has beyond the usual ones and the adapters', for all later runs: the encodings of a
+   * simulated quantization, say. Replaces what was bound before.
+   */
+  bind(component: string, inputs: Readonly<Record<string, TensorData>>): void {
+    const { ort } = this.#parts;
+    this.#bound.set(
+      component,
+      Object.fromEntries(Object.entries(inputs).map(([name, data]) => [name, tensorFrom(ort, data)])),
+    );
+  }
+
+  #feedsOf(component: string): Record<string, Tensor> {
+    return { ...this.#bound.get(component), ...this.#use.feeds?.get(component) };
+  }
+
+  /**
    * Makes one picture with the selection in use.
    *
    * A UNet with 9 input channels (inpainting) takes an image and a mask, an image alone as conditioning, or neither;
@@ -170,7 +188,7 @@ export class Pipeline {
         sampleSize,
         task,
         // Without slots of its own the text encoder gives the same for every adapter.
-        adapters: { key: textFeeds ? key : "", unet: feeds?.get("unet") ?? {}, textEncoder: textFeeds ?? {} },
+        adapters: { key: textFeeds ? key : "", unet: this.#feedsOf("unet"), textEncoder: textFeeds ?? {} },
       },
       options,
     );
@@ -189,7 +207,7 @@ export class Pipeline {
   ): Promise<Record<string, TensorData>> {
     const { ort } = this.#parts;
     const graph = await this.#component(component);
-    const feeds = { ...this.#use.feeds?.get(component) };
+    const feeds = this.#feedsOf(component);
     for (const [name, data] of Object.entries(inputs)) feeds[name] = tensorFrom(ort, data);
     const outputs = await graph.run(feeds);
     return Object.fromEntries(Object.entries(outputs).map(([name, tensor]) => [name, tensorData(tensor)]));
