@@ -29,7 +29,12 @@ export class InputError extends Error {
       .filter(Boolean)
       .join(", ");
     const head = `${place ? `${place}: ` : ""}${problem.what}${contrast ? ` (${contrast})` : ""}`;
-    super(problem.fix ? `${head}. ${problem.fix}` : head);
+    super(onOneLine(problem.fix ? `${head}. ${problem.fix}` : head));
     this.problem = problem;
   }
+}
+
+/** Names from damaged files can hold anything: control characters would break the line or command the terminal. */
+function onOneLine(text: string): string {
+  return text.replace(/\p{Cc}/gu, (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`);
 }

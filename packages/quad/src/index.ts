@@ -1,6 +1,6 @@
 export * from "./adapters/index.ts";
 export { bindAdapter } from "./expose/bind-adapter.ts";
-export { type ExposeOptions, type ExposeResult, expose, inspectModel } from "./expose/expose.ts";
+export { type ExposeOptions, type ExposeResult, expose, inspectModel, toModule } from "./expose/expose.ts";
 export { type ExposedComponent, exposeGraph, type SlotRank } from "./expose/expose-graph.ts";
 export { writeFileAtomically } from "./files/atomic.ts";
 export { folderFiles } from "./files/folder-files.ts";
@@ -9,5 +9,5 @@ export { readImage, readMask, writeImage } from "./files/images.ts";
 export { openSafetensors, writeSafetensors } from "./files/safetensors.ts";
 export { findLayers, type Layer, type LayerCall } from "./layers/find-layers.ts";
 export * from "./metrics/index.ts";
-export { type ModelFolder, openModelFolder } from "./model/model-folder.ts";
+export { loadComponent, type ModelFolder, openModelFolder } from "./model/model-folder.ts";
 export { openFolder } from "./open.ts";

@@ -28,12 +28,16 @@ export function resolveExternal(modelFile: string, tensor: string, location: str
   if (location === "" || isAbsolute(location) || leaves(relative(folder, path))) {
     throw refuse("external data path leaves the folder");
   }
+  let target: string;
   try {
-    if (leaves(relative(realpathSync(folder), realpathSync(path)))) {
-      throw refuse("external data path leads out of the folder through a link");
-    }
+    target = realpathSync(path);
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === "ENOENT" || code === "ENOTDIR") return path; // missing: the source says so when it is read
+    throw refuse(`external data path cannot be followed (${code})`);
+  }
+  if (leaves(relative(realpathSync(folder), target))) {
+    throw refuse("external data path leads out of the folder through a link");
   }
   return path;
 }
@@ -49,9 +53,10 @@ export function externalSource(
   byteLength: number,
   mayBeMissing: boolean,
 ): TensorSource {
+  let stamp: number | null = null;
   const check = () => {
-    const size = fileSize(path);
-    if (size === null) {
+    const file = fileFacts(path);
+    if (file === null) {
       throw new InputError({
         what: "external data file is missing",
         file: path,
@@ -59,13 +64,22 @@ export function externalSource(
         fix: "Copy it beside the model file; the two belong together.",
       });
     }
-    if (offset + byteLength > size) {
+    if (stamp !== null && stamp !== file.changed) {
+      throw new InputError({
+        what: "external data file was replaced after the model was loaded",
+        file: path,
+        where: `tensor "${tensor}"`,
+        fix: "Load the model again.",
+      });
+    }
+    stamp = file.changed;
+    if (offset + byteLength > file.size) {
       throw new InputError({
         what: "external data file is too short",
         file: path,
         where: `tensor "${tensor}"`,
         expected: `at least ${offset + byteLength} bytes`,
-        got: `${size}`,
+        got: `${file.size}`,
         fix: "The file was cut off or belongs to another model; copy it again.",
       });
     }
@@ -99,9 +113,10 @@ function readRange(path: string, position: number, length: number): Uint8Array {
   return bytes;
 }
 
-function fileSize(path: string): number | null {
+function fileFacts(path: string): { size: number; changed: number } | null {
   try {
-    return statSync(path).size;
+    const facts = statSync(path);
+    return facts.isFile() ? { size: facts.size, changed: facts.mtimeMs } : null;
   } catch {
     return null;
   }

@@ -1,11 +1,11 @@
 import {
-  AttributeProto_AttributeType as AttributeType,
   type AttributeProto,
+  AttributeProto_AttributeType as AttributeType,
   type GraphProto,
   type ModelProto,
   type NodeProto,
-  TensorProto_DataLocation,
   type TensorProto,
+  TensorProto_DataLocation,
   type TypeProto,
   type ValueInfoProto,
 } from "onnx-buf";
@@ -68,7 +68,8 @@ function graphFromProto(proto: GraphProto, outer: Scope, options: ReadOptions): 
   }
   for (const tensorProto of proto.initializer) {
     const tensor = tensorFromProto(tensorProto, options);
-    const defaultOf = graph.inputs.find((input) => input.name === tensorProto.name);
+    // Once it has its default, a second initializer of that name is a duplicate like any other.
+    const defaultOf = graph.inputs.find(({ name, initializer }) => name === tensorProto.name && !initializer);
     const value =
       defaultOf ?? new Value(tensorProto.name, { kind: "tensor", dataType: tensor.dataType, shape: tensor.dims });
     value.initializer = tensor;
@@ -93,10 +94,7 @@ function graphFromProto(proto: GraphProto, outer: Scope, options: ReadOptions): 
       }
       const value = new Value(name);
       const info = types.get(name);
-      if (info) {
-        value.type = typeFromProto(info.type, name, options);
-        value.extra = { info: { ...info, name: "", type: undefined } };
-      }
+      if (info) describe(value, info, options);
       define(value, `output of ${node.label}`);
       node.addOutput(value);
     }
@@ -113,11 +111,19 @@ function graphFromProto(proto: GraphProto, outer: Scope, options: ReadOptions): 
     node.extra = { ...nodeProto, input: [], output: [], attribute: [] };
   }
   for (const info of proto.output) {
-    const value = lookUp(scope, info.name, "graph outputs", options);
-    const declared = typeFromProto(info.type, info.name, options);
-    if (declared) value.type = declared;
-    value.extra = { ...(value.extra as object | null), info: { ...info, name: "", type: undefined } };
-    graph.outputs.push(value);
+    const found = lookUp(scope, info.name, "graph outputs", options);
+    if (own.has(info.name)) {
+      describe(found, info, options);
+      graph.outputs.push(found);
+    } else {
+      // ONNX Runtime takes no outer value as a subgraph's output, and an edge to it would be no use of the value.
+      let name = `${info.name}_returned`;
+      while (scope.has(name)) name += "_";
+      const node = graph.insert(new Node("Identity", [found], { name }));
+      node.addOutput(new Value(name, found.type));
+      define(node.output(), `output of ${node.label}`);
+      graph.outputs.push(node.output());
+    }
   }
   graph.extra = { ...proto, node: [], initializer: [], sparseInitializer: [], input: [], output: [], valueInfo: [] };
   return graph;
@@ -135,14 +141,20 @@ function lookUp(scope: Scope, name: string, where: string, options: ReadOptions)
 }
 
 function valueFromInfo(info: ValueInfoProto, options: ReadOptions): Value {
-  const value = new Value(info.name, typeFromProto(info.type, info.name, options));
-  value.extra = { info: { ...info, name: "", type: undefined } };
+  const value = new Value(info.name);
+  describe(value, info, options);
   return value;
+}
+
+/** Takes over a declared type; the declaration itself stays attached for as long as the value keeps that type. */
+function describe(value: Value, info: ValueInfoProto, options: ReadOptions): void {
+  value.type = typeFromProto(info.type, info.name, options) ?? value.type;
+  value.extra = { ...(value.extra as object | null), info: { ...info, name: "" }, declared: value.type };
 }
 
 function typeFromProto(proto: TypeProto | undefined, name: string, options: ReadOptions): ValueType | null {
   if (!proto || proto.value.case === undefined) return null;
-  if (proto.value.case !== "tensorType" || proto.denotation !== "") return { kind: "opaque", proto };
+  if (proto.value.case !== "tensorType") return { kind: "opaque", proto };
   const { elemType, shape } = proto.value.value;
   if (elemType === 0) return null;
   return {
@@ -160,28 +172,37 @@ const textDecoder = new TextDecoder("utf-8", { fatal: true });
 
 function attributeFromProto(proto: AttributeProto, scope: Scope, options: ReadOptions): Attribute {
   const opaque: Attribute = { kind: "opaque", proto };
-  if (proto.refAttrName || proto.docString) return opaque;
+  if (proto.refAttrName) return opaque;
+  const extra =
+    proto.docString || proto.$unknown ? { extra: { docString: proto.docString, $unknown: proto.$unknown } } : {};
   const integer = (value: bigint) => (Number.isSafeInteger(Number(value)) ? Number(value) : value);
   try {
     switch (proto.type) {
       case AttributeType.FLOAT:
-        return { kind: "float", value: proto.f };
+        return { kind: "float", value: proto.f, ...extra };
       case AttributeType.INT:
-        return { kind: "int", value: integer(proto.i) };
+        return { kind: "int", value: integer(proto.i), ...extra };
       case AttributeType.STRING:
-        return { kind: "string", value: textDecoder.decode(proto.s) };
+        return { kind: "string", value: textDecoder.decode(proto.s), ...extra };
       case AttributeType.TENSOR:
-        return proto.t ? { kind: "tensor", value: tensorFromProto(proto.t, options), name: proto.t.name } : opaque;
+        return proto.t
+          ? {
+              kind: "tensor",
+              value: tensorFromProto(proto.t, options),
+              name: proto.t.name,
+              extra: { ...extra.extra, tensor: withoutData(proto.t) },
+            }
+          : opaque;
       case AttributeType.GRAPH:
-        return proto.g ? { kind: "graph", value: graphFromProto(proto.g, scope, options) } : opaque;
+        return proto.g ? { kind: "graph", value: graphFromProto(proto.g, scope, options), ...extra } : opaque;
       case AttributeType.FLOATS:
-        return { kind: "floats", value: proto.floats };
+        return { kind: "floats", value: proto.floats, ...extra };
       case AttributeType.INTS:
-        return { kind: "ints", value: proto.ints.map(integer) };
+        return { kind: "ints", value: proto.ints.map(integer), ...extra };
       case AttributeType.STRINGS:
-        return { kind: "strings", value: proto.strings.map((bytes) => textDecoder.decode(bytes)) };
+        return { kind: "strings", value: proto.strings.map((bytes) => textDecoder.decode(bytes)), ...extra };
       case AttributeType.GRAPHS:
-        return { kind: "graphs", value: proto.graphs.map((graph) => graphFromProto(graph, scope, options)) };
+        return { kind: "graphs", value: proto.graphs.map((graph) => graphFromProto(graph, scope, options)), ...extra };
       default:
         return opaque;
     }
@@ -263,7 +284,6 @@ function inlineBytes(proto: TensorProto, dataType: DataType, needed: number): Ui
   }
 }
 
-function withoutData(proto: TensorProto): unknown {
-  const { docString, metadataProps } = proto;
-  return docString || metadataProps.length > 0 ? { docString, metadataProps } : undefined;
+function withoutData({ docString, metadataProps, $unknown }: TensorProto): unknown {
+  return docString || metadataProps.length > 0 || $unknown ? { docString, metadataProps, $unknown } : undefined;
 }

@@ -1,4 +1,4 @@
-import { mkdirSync, openSync, closeSync, renameSync, rmSync, writeFileSync, writeSync } from "node:fs";
+import { closeSync, mkdirSync, openSync, renameSync, rmSync, writeFileSync, writeSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { toBinary } from "@bufbuild/protobuf";
 import { ModelProtoSchema } from "onnx-buf";
@@ -32,7 +32,13 @@ export async function saveModel(model: Model, path: string, options: SaveOptions
   mkdirSync(dirname(path), { recursive: true });
   const tensors = collectTensors(model.graph);
   if (!goesExternal([...tensors], options.externalData ?? "auto")) {
-    writeRenamed(path, toBinary(ModelProtoSchema, modelToProto(model, () => null)));
+    writeRenamed(
+      path,
+      toBinary(
+        ModelProtoSchema,
+        modelToProto(model, () => null),
+      ),
+    );
     return;
   }
   const location = `${basename(path)}_data`;
@@ -51,7 +57,10 @@ export async function saveModel(model: Model, path: string, options: SaveOptions
 
 /** The bytes of the model as one file. Weights in external files are read in; fails above 2 GB. */
 export function encodeModel(model: Model): Uint8Array {
-  return toBinary(ModelProtoSchema, modelToProto(model, () => null));
+  return toBinary(
+    ModelProtoSchema,
+    modelToProto(model, () => null),
+  );
 }
 
 /**
@@ -70,13 +79,11 @@ export function encodeReferring(model: Model): Uint8Array {
   return toBinary(ModelProtoSchema, modelToProto(model, place));
 }
 
-/** Folders of the files that hold the model's external tensors. */
-export function externalFolders(model: Model): Set<string> {
-  const folders = new Set<string>();
-  for (const tensor of collectTensors(model.graph)) {
-    if (tensor.source.file) folders.add(dirname(tensor.source.file.path));
-  }
-  return folders;
+/** The files that hold the model's external tensors. */
+export function externalFiles(model: Model): Set<string> {
+  const files = new Set<string>();
+  for (const { source } of collectTensors(model.graph)) if (source.file) files.add(source.file.path);
+  return files;
 }
 
 function collectTensors(graph: Graph, tensors = new Set<Tensor>()): Set<Tensor> {

@@ -1,8 +1,8 @@
 import { create, type DescMessage, type MessageInitShape, type MessageShape } from "@bufbuild/protobuf";
 import {
   type AttributeProto,
-  AttributeProto_AttributeType as AttributeType,
   AttributeProtoSchema,
+  AttributeProto_AttributeType as AttributeType,
   type GraphProto,
   GraphProtoSchema,
   type ModelProto,
@@ -10,8 +10,8 @@ import {
   type NodeProto,
   NodeProtoSchema,
   type SparseTensorProto,
-  TensorProto_DataLocation,
   type TensorProto,
+  TensorProto_DataLocation,
   TensorProtoSchema,
   type TypeProto,
   TypeProtoSchema,
@@ -30,6 +30,8 @@ export type Placement = (tensor: Tensor) => { location: string; offset: number; 
 
 interface ValueExtra {
   info?: Partial<ValueInfoProto>;
+  /** The type that `info` declares, as it was read. */
+  declared?: ValueType | null;
   tensor?: Partial<TensorProto>;
   sparse?: SparseTensorProto;
 }
@@ -51,7 +53,10 @@ function graphToProto(graph: Graph, place: Placement): GraphProto {
   const declared = new Set<Value>([...graph.inputs, ...graph.outputs]);
   const valueInfo: ValueInfoProto[] = [];
   for (const node of nodes) {
-    for (const value of node.outputs) if (value?.type && !declared.has(value)) valueInfo.push(valueToInfo(value));
+    for (const value of node.outputs) {
+      const isDescribed = value && (value.type || (value.extra as ValueExtra | null)?.info);
+      if (isDescribed && !declared.has(value)) valueInfo.push(valueToInfo(value));
+    }
   }
   return message(GraphProtoSchema, graph.extra, {
     name: graph.name,
@@ -78,10 +83,10 @@ function nodeToProto(node: Node, place: Placement): NodeProto {
 }
 
 function valueToInfo(value: Value): ValueInfoProto {
-  return message(ValueInfoProtoSchema, (value.extra as ValueExtra | null)?.info, {
-    name: value.name,
-    ...(value.type ? { type: typeToProto(value.type) } : {}),
-  });
+  const { info, declared } = (value.extra ?? {}) as ValueExtra;
+  // A declaration holds more than the IR models (denotations, for one), so an unchanged one goes back as it was.
+  const type = info && declared === value.type ? info.type : value.type && typeToProto(value.type);
+  return message(ValueInfoProtoSchema, { ...info, type: undefined }, { name: value.name, ...(type ? { type } : {}) });
 }
 
 function typeToProto(type: ValueType): TypeProto {
@@ -114,7 +119,7 @@ const textEncoder = new TextEncoder();
 
 function attributeToProto(name: string, attribute: Attribute, place: Placement): AttributeProto {
   const make = (fields: MessageInitShape<typeof AttributeProtoSchema>) =>
-    create(AttributeProtoSchema, { ...fields, name });
+    message(AttributeProtoSchema, attribute.extra, { ...fields, name });
   switch (attribute.kind) {
     case "float":
       return make({ type: AttributeType.FLOAT, f: attribute.value });
@@ -123,7 +128,8 @@ function attributeToProto(name: string, attribute: Attribute, place: Placement):
     case "string":
       return make({ type: AttributeType.STRING, s: textEncoder.encode(attribute.value) });
     case "tensor": {
-      const t = tensorToProto(attribute.value, attribute.name ?? "", place);
+      const { tensor } = (attribute.extra ?? {}) as ValueExtra;
+      const t = tensorToProto(attribute.value, attribute.name ?? "", place, tensor);
       return make({ type: AttributeType.TENSOR, t });
     }
     case "graph":

@@ -11,13 +11,10 @@ import type { Value } from "./value.ts";
  * @throws InputError naming the file, the node or value, and the problem
  */
 export function checkModel(model: Model): void {
-  if (!model.opsets.has("")) {
-    throw new InputError({ what: "no version of the standard operator set is declared", file: model.file });
-  }
   for (const node of allNodes(model.graph)) {
-    if (node.domain !== "" && !model.opsets.has(node.domain)) {
+    if (!model.opsets.has(node.domain)) {
       throw new InputError({
-        what: `operator set "${node.domain}" is used but not declared`,
+        what: `operator set "${node.domain || "ai.onnx"}" is used but not declared`,
         file: model.file,
         where: node.label,
       });

@@ -39,6 +39,7 @@ export function extractModel(model: Model, inputs: readonly Value[], outputs: re
     if (boundary.has(value) || map.has(value)) return;
     if (value.producer) stack.push(value);
     else if (value.initializer) graph.initializers.add(copyValue(value, map));
+    else if (model.graph.sparseInitializers.has(value)) graph.sparseInitializers.add(copyValue(value, map));
     else if (model.graph.inputs.includes(value)) graph.inputs.push(copyValue(value, map));
   };
   for (const value of outputs) visit(value);
@@ -53,7 +54,8 @@ export function extractModel(model: Model, inputs: readonly Value[], outputs: re
   for (const value of outputs) graph.outputs.push(map.get(value)!);
   const extract = new Model(graph);
   copyHeader(model, extract);
-  extract.extra = null;
+  const { functions } = (model.extra ?? {}) as { functions?: unknown };
+  extract.extra = functions ? { functions } : null;
   return extract;
 }
 

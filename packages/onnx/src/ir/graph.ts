@@ -19,6 +19,7 @@ export class Graph {
   /** Fields of the file format that the IR does not model, kept for the way back. */
   extra: unknown = null;
   private takenNames: Set<string> | null = null;
+  private takenNodeNames: Set<string> | null = null;
 
   constructor(name = "graph") {
     this.name = name;
@@ -39,11 +40,13 @@ export class Graph {
   }
 
   /**
-   * Adds a node with `outputCount` fresh outputs named after `init.name` (or the operator).
+   * Adds a node with `outputCount` fresh outputs named after `init.name` (or the operator). A name that is taken gets
+   * a number behind it.
    * @returns the node; use {@link Graph.apply} for its single output
    */
   addNode(opType: string, inputs: readonly (Value | null)[], init: NodeInit & { outputCount?: number } = {}): Node {
     const node = new Node(opType, inputs, init);
+    if (init.name) node.name = this.claimNodeName(init.name);
     const base = init.name || opType;
     for (let index = 0; index < (init.outputCount ?? 1); index++) {
       node.addOutput(new Value(this.claimName(`${base}_output_${index}`)));
@@ -114,6 +117,15 @@ export class Graph {
     let free = name;
     for (let count = 1; this.takenNames.has(free); count++) free = `${name}_${count}`;
     this.takenNames.add(free);
+    return free;
+  }
+
+  /** ONNX Runtime refuses two nodes of one name. */
+  private claimNodeName(name: string): string {
+    this.takenNodeNames ??= new Set([...this.nodes].map((node) => node.name));
+    let free = name;
+    for (let count = 1; this.takenNodeNames.has(free); count++) free = `${name}_${count}`;
+    this.takenNodeNames.add(free);
     return free;
   }
 

@@ -3,7 +3,12 @@ import type { Tensor } from "./tensor.ts";
 import { Value } from "./value.ts";
 
 /** A node attribute. Kinds that the IR does not interpret (types, sparse tensors, function references) are opaque. */
-export type Attribute =
+export type Attribute = AttributeContent & {
+  /** Fields of the file format that the IR does not model, kept for the way back. */
+  readonly extra?: unknown;
+};
+
+type AttributeContent =
   | { readonly kind: "float"; readonly value: number }
   | { readonly kind: "int"; readonly value: number | bigint }
   | { readonly kind: "string"; readonly value: string }
@@ -42,9 +47,7 @@ export class Node {
     this.opType = opType;
     this.domain = init.domain === "ai.onnx" ? "" : (init.domain ?? "");
     this.name = init.name ?? "";
-    this.attributes = new Map(
-      Object.entries(init.attributes ?? {}).map(([name, value]) => [name, toAttribute(value)]),
-    );
+    this.attributes = new Map(Object.entries(init.attributes ?? {}).map(([name, value]) => [name, toAttribute(value)]));
     inputs.forEach((value, index) => {
       this.setInput(index, value);
     });

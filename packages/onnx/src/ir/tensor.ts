@@ -28,6 +28,11 @@ const arrayTypes = {
 type ArrayTypes = typeof arrayTypes;
 export type NumericDataType = keyof ArrayTypes;
 export type ArrayOf<T extends NumericDataType> = InstanceType<ArrayTypes[T]>;
+/** Whether JavaScript has a typed array for elements of this type. */
+export function isNumeric(dataType: DataType): dataType is NumericDataType {
+  return dataType in arrayTypes;
+}
+
 export type TensorArray = ArrayOf<NumericDataType>;
 
 /** A constant: element type, dimensions (row-major) and a source of bytes. Immutable. */
@@ -51,11 +56,19 @@ export class Tensor {
     if (values.length !== count) {
       throw new RangeError(`tensor [${dims}] needs ${count} elements, got ${values.length}`);
     }
-    return new Tensor(dataType, dims, memorySource(new Uint8Array(values.buffer, values.byteOffset, values.byteLength)));
+    return new Tensor(
+      dataType,
+      dims,
+      memorySource(new Uint8Array(values.buffer, values.byteOffset, values.byteLength)),
+    );
   }
 
   static float32(dims: readonly number[], values: ArrayLike<number>): Tensor {
-    return Tensor.of("float32", dims, values instanceof Float32Array ? (values as Float32Array<ArrayBuffer>) : Float32Array.from(values));
+    return Tensor.of(
+      "float32",
+      dims,
+      values instanceof Float32Array ? (values as Float32Array<ArrayBuffer>) : Float32Array.from(values),
+    );
   }
 
   static int64(dims: readonly number[], values: Iterable<number | bigint>): Tensor {
@@ -82,8 +95,8 @@ export class Tensor {
 
   /** Elements as the type's typed array (a view where alignment allows). Throws for types JavaScript has no array for. */
   array(): TensorArray {
-    if (!(this.dataType in arrayTypes)) throw new TypeError(`no typed array holds ${this.dataType}`);
-    const ArrayType = arrayTypes[this.dataType as NumericDataType];
+    if (!isNumeric(this.dataType)) throw new TypeError(`no typed array holds ${this.dataType}`);
+    const ArrayType = arrayTypes[this.dataType];
     const bytes = this.bytes();
     const aligned = bytes.byteOffset % ArrayType.BYTES_PER_ELEMENT === 0 ? bytes : bytes.slice();
     return new ArrayType(aligned.buffer as ArrayBuffer, aligned.byteOffset, this.elementCount);

@@ -1,7 +1,7 @@
 import { InputError } from "../errors.ts";
 import { cloneModel } from "../ir/clone.ts";
 import type { Model } from "../ir/model.ts";
-import { outputDataType } from "../ir/operator-types.ts";
+import { makesSequence, outputDataType } from "../ir/operator-types.ts";
 import { elementCount, type NumericDataType, Tensor } from "../ir/tensor.ts";
 import { tensorType, type Value } from "../ir/value.ts";
 import { runModel } from "./run.ts";
@@ -31,7 +31,11 @@ export function bindShape(model: Model, input: Value, bindings: ShapeBindings): 
     });
   }
   if (!declared) {
-    throw new InputError({ what: "a shape must be given: the model declares none", file: model.file, where: `input "${input.name}"` });
+    throw new InputError({
+      what: "a shape must be given: the model declares none",
+      file: model.file,
+      where: `input "${input.name}"`,
+    });
   }
   return declared.map((dim) => {
     const length = typeof dim === "number" ? dim : dim === null ? undefined : bindings.symbols?.[dim];
@@ -83,7 +87,7 @@ export async function inferShapes(
   const twins = probe.graph.valuesByName();
   for (const node of model.graph.sorted()) {
     node.outputs.forEach((value, index) => {
-      if (!value) return;
+      if (!value || value.type?.kind === "opaque" || makesSequence(node)) return;
       const dataType = value.dataType ?? outputDataType(node, index);
       if (dataType) value.type = tensorType(dataType, null);
       const twin = twins.get(value.name)!;

@@ -1,9 +1,9 @@
 import { closeSync, existsSync, openSync, rmSync, writeFileSync } from "node:fs";
 import { mkdtemp } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import * as ort from "onnxruntime-node";
-import { encodeModel, encodeReferring, externalFolders, saveModel } from "../io/save.ts";
+import { encodeModel, encodeReferring, externalFiles, saveModel } from "../io/save.ts";
 import type { Model } from "../ir/model.ts";
 
 export type SessionOptions = ort.InferenceSession.SessionOptions;
@@ -12,29 +12,40 @@ export type SessionOptions = ort.InferenceSession.SessionOptions;
 const defaultOptions: SessionOptions = { logSeverityLevel: 3, intraOpNumThreads: 2, interOpNumThreads: 1 };
 
 /**
- * Creates an ONNX Runtime session for a model in memory. Weights in external files are mapped, not copied: ORT accepts
- * only data beside the model file, so a model file of a few megabytes lies in that folder while the session is created.
+ * Creates an ONNX Runtime session for a model in memory. Weights in external files are mapped, not copied.
  */
 export async function createSession(model: Model, options: SessionOptions = {}): Promise<ort.InferenceSession> {
   const settings = { ...defaultOptions, ...options };
-  const folders = [...externalFolders(model)];
-  if (folders.length === 0) return ort.InferenceSession.create(encodeModel(model), settings);
+  if (externalFiles(model).size === 0) return ort.InferenceSession.create(encodeModel(model), settings);
+  const file = await writeTemporary(model);
+  try {
+    return await ort.InferenceSession.create(file.path, settings);
+  } finally {
+    file.remove();
+  }
+}
+
+/**
+ * Writes a model file for ONNX Runtime to open. ORT accepts external data only beside the model file, so a file of a few
+ * megabytes that refers to the weights goes into their folder; where that cannot be written to, all is copied.
+ * @returns the path, and what removes it again: to be called once the session exists
+ */
+export async function writeTemporary(model: Model): Promise<{ path: string; remove: () => void }> {
+  const folders = [...new Set([...externalFiles(model)].map((file) => dirname(file)))];
   const path = folders.length === 1 ? temporaryPath(folders[0]) : null;
   if (path) {
-    try {
-      writeFileSync(path, encodeReferring(model));
-      return await ort.InferenceSession.create(path, settings);
-    } finally {
-      rmSync(path, { force: true });
-    }
+    writeFileSync(path, encodeReferring(model));
+    return { path, remove: () => rmSync(path, { force: true }) };
   }
   const folder = await mkdtemp(join(tmpdir(), "quad-session-"));
+  const remove = () => rmSync(folder, { recursive: true, force: true });
   try {
-    await saveModel(model, join(folder, "model.onnx"), { externalData: "always" });
-    return await ort.InferenceSession.create(join(folder, "model.onnx"), settings);
-  } finally {
-    rmSync(folder, { recursive: true, force: true });
+    await saveModel(model, join(folder, "model.onnx"));
+  } catch (error) {
+    remove();
+    throw error;
   }
+  return { path: join(folder, "model.onnx"), remove };
 }
 
 /** A free path in the folder, or null where the folder cannot be written to. */

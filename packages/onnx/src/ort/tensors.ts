@@ -4,6 +4,13 @@ import { memorySource, Tensor } from "../ir/tensor.ts";
 
 /** An ONNX Runtime tensor over the same bytes where alignment allows. */
 export function toOrt(tensor: Tensor): ort.Tensor {
+  if (tensor.strings) {
+    return new ort.Tensor(
+      "string",
+      tensor.strings.map((bytes) => new TextDecoder().decode(bytes)),
+      tensor.dims,
+    );
+  }
   return new ort.Tensor(tensor.dataType as ort.Tensor.Type, tensor.array() as ort.Tensor.DataType, tensor.dims);
 }
 

@@ -36,7 +36,7 @@ export const commonSubexpressions: Pass = {
     const expressions = new Map<string, Node>();
     for (const node of graph.sorted()) {
       const isOutput = node.outputs.some((value) => value && graph.outputs.includes(value));
-      if (isOutput || node.subgraphs.length > 0 || !isDeterministic(node.opType)) continue;
+      if (isOutput || node.subgraphs.length > 0 || !isDeterministic(node)) continue;
       const key = expressionKey(node, identity);
       const first = expressions.get(key);
       if (!first) {

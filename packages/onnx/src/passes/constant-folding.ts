@@ -2,7 +2,8 @@ import { extractModel } from "../ir/clone.ts";
 import type { Graph } from "../ir/graph.ts";
 import type { Model } from "../ir/model.ts";
 import type { Node } from "../ir/node.ts";
-import { Tensor } from "../ir/tensor.ts";
+import { makesSequence, outputDataType } from "../ir/operator-types.ts";
+import { isNumeric, Tensor } from "../ir/tensor.ts";
 import { tensorType, type Value } from "../ir/value.ts";
 import { runModel } from "../ort/run.ts";
 import { deadCodeElimination } from "./dead-code.ts";
@@ -27,7 +28,7 @@ export function constantFolding(options: FoldingOptions = {}): Pass {
   };
 }
 
-/** Turns Constant nodes into initializers. */
+/** Turns Constant nodes into initializers of the same name. */
 function liftConstants(graph: Graph): number {
   let count = 0;
   for (const node of [...graph.nodes]) {
@@ -35,8 +36,12 @@ function liftConstants(graph: Graph): number {
     if (node.opType !== "Constant" || node.domain !== "") continue;
     const tensor = constantTensor(node);
     if (!tensor || graph.outputs.includes(node.output())) continue;
-    graph.replace(node.output(), graph.addInitializer(node.output().name, tensor));
+    const value = node.output();
     graph.remove(node);
+    value.producer = null;
+    value.initializer = tensor;
+    value.type = tensorType(tensor.dataType, tensor.dims);
+    graph.initializers.add(value);
     count++;
   }
   return count;
@@ -61,7 +66,8 @@ async function foldOnce(model: Model, options: FoldingOptions): Promise<number> 
   const foldable = new Set<Node>();
   for (const node of graph.sorted()) {
     const isFoldable =
-      isDeterministic(node.opType) &&
+      isDeterministic(node) &&
+      hasPlainOutputs(node) &&
       !options.keep?.has(node.opType) &&
       node.subgraphs.length === 0 &&
       (node.inputs.length > 0 || node.opType === "Constant") &&
@@ -78,11 +84,11 @@ async function foldOnce(model: Model, options: FoldingOptions): Promise<number> 
     }
   }
   if (results.length === 0) return 0;
-  // ORT's own folding would only do the same work twice.
-  const computed = await runModel(extractModel(model, [], results), {}, { graphOptimizationLevel: "disabled" });
+  const computed = await compute(model, results);
   let count = 0;
   for (const value of results) {
-    const tensor = computed.get(value.name)!;
+    const tensor = computed.get(value.name);
+    if (!tensor) continue;
     if (tensor.byteLength > (options.maxBytes ?? Number.POSITIVE_INFINITY) && isGrown(value, tensor)) continue;
     // A result may be a view of a large buffer or of memory that ORT reuses.
     const copy = tensor.strings ? tensor : new Tensor(tensor.dataType, tensor.dims, own(tensor.bytes()));
@@ -93,6 +99,29 @@ async function foldOnce(model: Model, options: FoldingOptions): Promise<number> 
   }
   if (count > 0) await deadCodeElimination.run(model);
   return count;
+}
+
+/** The values' contents by name; what ONNX Runtime has no kernel for is left out. */
+async function compute(model: Model, values: readonly Value[]): Promise<Map<string, Tensor>> {
+  try {
+    // ORT's own folding would only do the same work twice.
+    return await runModel(extractModel(model, [], values), {}, { graphOptimizationLevel: "disabled" });
+  } catch {
+    // One value that cannot be computed must not keep the others from it.
+    if (values.length <= 1) return new Map();
+    const middle = values.length >> 1;
+    const halves = [await compute(model, values.slice(0, middle)), await compute(model, values.slice(middle))];
+    return new Map(halves.flatMap((half) => [...half]));
+  }
+}
+
+/** Whether the node's outputs are tensors of types that JavaScript holds. */
+function hasPlainOutputs(node: Node): boolean {
+  if (makesSequence(node)) return false;
+  return node.outputs.every((value, index) => {
+    const dataType = value && (value.dataType ?? outputDataType(node, index));
+    return !dataType || dataType === "string" || isNumeric(dataType);
+  });
 }
 
 function own(bytes: Uint8Array) {

@@ -20,12 +20,13 @@ function removeDeadCode(graph: Graph): number {
     for (const subgraph of node.subgraphs) for (const value of subgraph.captures()) producers.add(value.producer);
     graph.remove(node);
     removed++;
-    for (const producer of producers) if (producer && graph.nodes.has(producer) && isDead(producer)) queue.push(producer);
+    for (const producer of producers)
+      if (producer && graph.nodes.has(producer) && isDead(producer)) queue.push(producer);
   }
   for (const value of graph.initializers) {
-    if (value.uses.length > 0 || kept.has(value)) continue;
+    // An input's default stays: without it the input would have to be fed.
+    if (value.uses.length > 0 || kept.has(value) || graph.inputs.includes(value)) continue;
     graph.initializers.delete(value);
-    if (graph.inputs.includes(value)) value.initializer = null;
     removed++;
   }
   for (const node of graph.nodes) for (const subgraph of node.subgraphs) removed += removeDeadCode(subgraph);

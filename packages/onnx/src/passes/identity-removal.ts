@@ -11,18 +11,23 @@ import type { Pass } from "./pass.ts";
 export const identityRemoval: Pass = {
   name: "identity-removal",
   description: "Removes operators that return an input unchanged.",
-  run: (model) => removeIdentities(model.graph),
+  run: (model) => removeIdentities(model.graph, new Set(model.graph.inputs)),
 };
 
-function removeIdentities(graph: Graph): number {
+function removeIdentities(graph: Graph, inputs: ReadonlySet<Value>): number {
   let removed = 0;
   for (const node of [...graph.nodes]) {
-    for (const subgraph of node.subgraphs) removed += removeIdentities(subgraph);
-    const through = passedThrough(node);
+    for (const subgraph of node.subgraphs) {
+      removed += removeIdentities(subgraph, new Set([...inputs, ...subgraph.inputs]));
+    }
+    if (node.outputs.slice(1).some((value) => value && (value.uses.length > 0 || graph.outputs.includes(value))))
+      continue;
+    const through = passedThrough(node, inputs);
     if (!through) continue;
     const output = node.output();
     // The interface keeps its names: an output that is an input or a constant needs its Identity.
-    if (graph.outputs.includes(output) && (through.producer?.graph !== graph || graph.outputs.includes(through))) continue;
+    if (graph.outputs.includes(output) && (through.producer?.graph !== graph || graph.outputs.includes(through)))
+      continue;
     graph.replace(output, through);
     graph.remove(node);
     removed++;
@@ -30,45 +35,45 @@ function removeIdentities(graph: Graph): number {
   return removed;
 }
 
-function passedThrough(node: Node): Value | null {
-  if (node.domain !== "" || node.outputs.slice(1).some((value) => value && value.uses.length > 0)) return null;
+function passedThrough(node: Node, inputs: ReadonlySet<Value>): Value | null {
+  if (node.domain !== "") return null;
+  const neutral = (operand: number, constant: number, element: number) =>
+    !inputs.has(node.input(constant)) && isNeutral(node.input(operand), node.input(constant), element)
+      ? node.input(operand)
+      : null;
   switch (node.opType) {
     case "Identity":
-    case "Dropout":
       return node.input(0);
+    case "Dropout":
+      return node.inputs[2] ? null : node.input(0); // the third input can turn training mode on
     case "Cast":
-      return node.input(0).dataType !== null && node.input(0).dataType === node.output().dataType ? node.input(0) : null;
+      return node.input(0).dataType !== null && node.input(0).dataType === node.output().dataType
+        ? node.input(0)
+        : null;
     case "Transpose":
       return node.ints("perm", []).length > 0 && node.ints("perm").every((axis, index) => axis === index)
         ? node.input(0)
         : null;
     case "Add":
-      return neutral(node, 0, 1, 0) ?? neutral(node, 1, 0, 0);
+      return neutral(0, 1, 0) ?? neutral(1, 0, 0);
     case "Mul":
-      return neutral(node, 0, 1, 1) ?? neutral(node, 1, 0, 1);
+      return neutral(0, 1, 1) ?? neutral(1, 0, 1);
     case "Sub":
-      return neutral(node, 0, 1, 0);
+      return neutral(0, 1, 0);
     case "Div":
     case "Pow":
-      return neutral(node, 0, 1, 1);
+      return neutral(0, 1, 1);
     default:
       return null;
   }
 }
 
-/** The input at `operand` if the input at `constant` is all `element` and does not enlarge the operand. */
-function neutral(node: Node, operand: number, constant: number, element: number): Value | null {
-  const value = node.input(operand);
-  const other = node.input(constant);
-  const tensor = other.initializer;
-  if (!tensor || tensor.strings || isInput(other) || tensor.byteLength > 1 << 24) return null;
-  const isScalar = tensor.elementCount === 1 && tensor.dims.length === 0;
-  if (!isScalar && !broadcastsInto(tensor.dims, value.concreteShape)) return null;
-  return tensor.toNumbers().every((number) => number === element) ? value : null;
-}
-
-function isInput(value: Value): boolean {
-  return value.consumers.some((node) => node.graph?.inputs.includes(value));
+/** Whether a constant is all `element` and does not enlarge the operand by broadcasting. */
+function isNeutral(operand: Value, constant: Value, element: number): boolean {
+  const tensor = constant.initializer;
+  if (!tensor || tensor.strings || tensor.byteLength > 1 << 24) return false;
+  if (tensor.dims.length > 0 && !broadcastsInto(tensor.dims, operand.concreteShape)) return false;
+  return tensor.toNumbers().every((number) => number === element);
 }
 
 function broadcastsInto(dims: readonly number[], target: readonly number[] | null): boolean {

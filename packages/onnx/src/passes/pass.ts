@@ -1,4 +1,5 @@
 import type { Model } from "../ir/model.ts";
+import type { Node } from "../ir/node.ts";
 
 /** A rewrite of a model in place that leaves its outputs as they were, for every input the model accepts. */
 export interface Pass {
@@ -19,6 +20,8 @@ const randomOperators = new Set([
   "Bernoulli",
 ]);
 
-export function isDeterministic(opType: string): boolean {
-  return !randomOperators.has(opType);
+/** Whether equal inputs surely give equal outputs. Operators of unknown domains, local functions among them, may be random. */
+export function isDeterministic({ opType, domain, inputs }: Node): boolean {
+  if (domain !== "" && domain !== "com.microsoft") return false;
+  return !randomOperators.has(opType) && !(opType.endsWith("Dropout") && inputs[2]);
 }

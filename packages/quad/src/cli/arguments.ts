@@ -9,7 +9,7 @@ export function collectPairs(text: string, previous: Record<string, string> = {}
     throw new InvalidArgumentError("Expected NAME=PATH; a name has letters, digits, dots, dashes and underscores.");
   }
   if (name === "base") throw new InvalidArgumentError('"base" is the model without an adapter; choose another name.');
-  if (name in previous) throw new InvalidArgumentError(`"${name}" is given twice.`);
+  if (Object.hasOwn(previous, name)) throw new InvalidArgumentError(`"${name}" is given twice.`);
   return { ...previous, [name]: value };
 }
 
@@ -20,6 +20,7 @@ export function collectStrengths(text: string, previous: Record<string, number> 
   if (name === "" || rest.length > 0 || strength === "" || !Number.isFinite(value)) {
     throw new InvalidArgumentError("Expected NAME=STRENGTH, for example flat=0.7.");
   }
+  if (Object.hasOwn(previous, name)) throw new InvalidArgumentError(`"${name}" is given twice.`);
   return { ...previous, [name]: value };
 }
 

@@ -19,15 +19,30 @@ export function exposeCommand(terminal: () => Terminal): Command {
       "Writes a model folder whose graphs take adapters as inputs: one frozen graph, and per adapter one small file.\nSwitching a task then means binding other buffers. Unbound, the graph is the base model.",
     )
     .argument("<model>", "diffusers/Optimum ONNX folder")
-    .option("-a, --adapter <name=path>", "LoRA file or PEFT folder; repeatable; NAME alone looks in MODEL/adapters", collectPairs, {})
+    .option(
+      "-a, --adapter <name=path>",
+      "LoRA file or PEFT folder; repeatable; NAME alone looks in MODEL/adapters",
+      collectPairs,
+      {},
+    )
     .requiredOption("-o, --out <folder>", "folder to write")
-    .option("--rank <rank>", "dynamic (any rank at run time; CPU, WASM) or a fixed rank, zero-padded (GPU, NPU)", parseRank, {
-      kind: "dynamic",
-    })
-    .option("--slots <which>", "layers to open: used (by the given adapters), all, or a regular expression to add", parseSlots, "used")
+    .option(
+      "--rank <rank>",
+      "dynamic (any rank at run time; CPU, WASM) or a fixed rank, zero-padded (GPU, NPU)",
+      parseRank,
+      {
+        kind: "dynamic",
+      },
+    )
+    .option(
+      "--slots <which>",
+      "layers to open: used (by the given adapters), all, or a regular expression to add",
+      parseSlots,
+      "used",
+    )
     .addHelpText(
       "after",
-      "\nExample:\n  quad expose models/pocket --adapter flat --adapter sketch --adapter erase --out exposed\n  quad run exposed --task flat --prompt \"crab animal marine\" --seed 7 --out crab.png",
+      '\nExample:\n  quad expose models/pocket --adapter flat --adapter sketch --adapter erase --out exposed\n  quad run exposed --task flat --prompt "crab animal marine" --seed 7 --out crab.png',
     )
     .action(async (model: string, options: Options) => {
       const out = terminal();

@@ -27,9 +27,15 @@ async function runCli(args: string[], json: boolean): Promise<ExitCode> {
       "\nExit codes: 0 done, 2 bad input or usage, 130 interrupted, 1 a fault in quad itself.\nEvery command takes --json: one object on standard output for scripts.",
     );
   for (const make of [inspectCommand, exposeCommand, runCommand, probeCommand]) {
-    program.addCommand(make(terminal).option("--json", "print one JSON object").showHelpAfterError("(--help shows the options)"));
+    program.addCommand(
+      make(terminal).option("--json", "print one JSON object").showHelpAfterError("(--help shows the options)"),
+    );
   }
   for (const command of [program, ...program.commands]) command.exitOverride();
+  if (args.length === 0) {
+    program.outputHelp();
+    return 0;
+  }
   try {
     await program.parseAsync(args, { from: "user" });
     return 0;
@@ -46,6 +52,12 @@ function report(error: unknown, json: boolean): ExitCode {
     process.stderr.write(`error: ${message.replaceAll("\n", " ")}\n`);
     return 2;
   }
+  const trouble = fileTrouble(error);
+  if (trouble) {
+    if (json) process.stdout.write(`${JSON.stringify({ error: { message: trouble } })}\n`);
+    process.stderr.write(`error: ${trouble}\n`);
+    return 2;
+  }
   if (error instanceof Interrupted) {
     process.stderr.write(`${message}\n`);
     return 130;
@@ -55,4 +67,25 @@ function report(error: unknown, json: boolean): ExitCode {
     process.env.QUAD_DEBUG ? `${(error as Error).stack}\n` : "Set QUAD_DEBUG=1 to see where it happened.\n",
   );
   return 1;
+}
+
+const fileTroubles = new Map([
+  ["ENOENT", "there is no such file or folder"],
+  ["ENOTDIR", "a part of the path is a file, not a folder"],
+  ["EISDIR", "is a folder, not a file"],
+  ["EEXIST", "exists already"],
+  ["EACCES", "permission denied"],
+  ["EPERM", "permission denied"],
+  ["EROFS", "the file system is read-only"],
+  ["ENOSPC", "no space left on the device"],
+  ["EDQUOT", "the disk quota is used up"],
+  ["ENAMETOOLONG", "the name is too long"],
+  ["EXDEV", "cannot be moved to another file system"],
+]);
+
+/** What the operating system refused on a path, or null where the error is another: the user's to mend, no fault of ours. */
+function fileTrouble(error: unknown): string | null {
+  const { code, path } = (error ?? {}) as NodeJS.ErrnoException;
+  const trouble = fileTroubles.get(code ?? "");
+  return trouble ? `${path ?? "file system"}: ${trouble}` : null;
 }

@@ -27,7 +27,10 @@ export function probeCommand(terminal: () => Terminal): Command {
     .option("-u, --use <name=strength>", "adapter to bind and its strength; repeatable", collectStrengths, {})
     .option("--component <name>", "which graph", "unet")
     .requiredOption("-o, --out <file>", "safetensors to write")
-    .addHelpText("after", "\nExample:\n  quad probe exposed --inputs tensors.safetensors --use flat=0.7 --use sketch=0.5 --out out.safetensors")
+    .addHelpText(
+      "after",
+      "\nExample:\n  quad probe exposed --inputs tensors.safetensors --use flat=0.7 --use sketch=0.5 --out out.safetensors",
+    )
     .action(async (folder: string, options: Options) => {
       const out = terminal();
       const selection = selectionOf(options);
@@ -53,7 +56,9 @@ export function probeCommand(terminal: () => Terminal): Command {
           out.result({
             out: options.out,
             selection,
-            outputs: Object.fromEntries(rows.map(([name, type], index) => [name, { type, dims: Object.values(outputs)[index].dims }])),
+            outputs: Object.fromEntries(
+              rows.map(([name, type], index) => [name, { type, dims: Object.values(outputs)[index].dims }]),
+            ),
           });
           out.print(formatTable([["output", "type", "shape"], ...rows]));
           out.print(`\nWrote ${options.out}`);

@@ -1,6 +1,6 @@
 import { InputError } from "@quad/onnx";
 import { Command } from "commander";
-import { readImage, readMask, writeImage } from "../files/images.ts";
+import { imageFormat, readImage, readMask, writeImage } from "../files/images.ts";
 import { openFolder } from "../open.ts";
 import { collectStrengths, parseCount, parseNumber, parseSeed } from "./arguments.ts";
 import { interruptSignal } from "./interrupt.ts";
@@ -46,13 +46,14 @@ export function runCommand(terminal: () => Terminal): Command {
     .requiredOption("-o, --out <file>", "picture to write (.png, .jpg, .webp)")
     .addHelpText(
       "after",
-      "\nExamples:\n  quad run exposed --task sketch --image drawing.png --prompt \"cat face\" --seed 7 --out cat.png\n  quad run exposed --task erase --image photo.png --mask mask.png --out clean.png\n  quad run exposed --use flat=0.7 --use sketch=0.5 --image drawing.png --prompt \"cat face\" --out blend.png",
+      '\nExamples:\n  quad run exposed --task sketch --image drawing.png --prompt "cat face" --seed 7 --out cat.png\n  quad run exposed --task erase --image photo.png --mask mask.png --out clean.png\n  quad run exposed --use flat=0.7 --use sketch=0.5 --image drawing.png --prompt "cat face" --out blend.png',
     )
     .action(async (folder: string, options: Options) => {
       const out = terminal();
       if (options.seed !== undefined && options.latents) {
         throw new InputError({ what: "--seed and --latents exclude each other", fix: "Use one of them." });
       }
+      imageFormat(options.out);
       const selection = selectionOf(options);
       const signal = interruptSignal();
       const pipeline = await openFolder(folder);
@@ -75,9 +76,9 @@ export function runCommand(terminal: () => Terminal): Command {
         out.endProgress();
         await writeImage(path, picture);
         const { width, height, seed, steps, guidance, milliseconds } = picture;
-        out.result({ out: path, selection, width, height, seed: seed ?? null, steps, guidance, milliseconds });
+        out.result({ out: path, selection, width, height, seed: latents ? null : seed, steps, guidance, milliseconds });
         const total = milliseconds.encode + milliseconds.denoise + milliseconds.decode;
-        const source = seed === undefined ? "given noise" : `seed ${seed}`;
+        const source = latents ? "given noise" : `seed ${seed}`;
         out.print(
           `Wrote ${path} (${width}x${height}, ${source}, ${steps} steps, guidance ${guidance}) in ${formatDuration(total)}`,
         );

@@ -1,4 +1,16 @@
-import { type Model, type Node, Tensor, type Value } from "@quad/onnx";
+import {
+  type DataType,
+  type Dimension,
+  dataTypes,
+  type Graph,
+  InputError,
+  type Model,
+  memorySource,
+  type Node,
+  Tensor,
+  tensorByteSize,
+  type Value,
+} from "@quad/onnx";
 import type { Slot } from "@quad/runtime";
 import type { Layer, LayerCall } from "../layers/find-layers.ts";
 
@@ -16,8 +28,14 @@ export interface ExposedComponent {
  * (the paper's section on LoRA as input). The branch reads the tensor the layer reads; consumers of the layer's output
  * read the sum. Edits `model` in place.
  * @param component - prefix of the input names, `unet`
+ * @throws InputError if the graph has such inputs already
  */
-export function exposeGraph(model: Model, component: string, layers: readonly Layer[], rank: SlotRank): ExposedComponent {
+export function exposeGraph(
+  model: Model,
+  component: string,
+  layers: readonly Layer[],
+  rank: SlotRank,
+): ExposedComponent {
   const { graph } = model;
   const rankDim = rank.kind === "fixed" ? rank.rank : "rank";
   const slots: Slot[] = [];
@@ -25,28 +43,100 @@ export function exposeGraph(model: Model, component: string, layers: readonly La
     const slot = makeSlot(component, layer);
     slots.push(slot);
     const concrete = (shape: Slot["shapeA"]) => shape.map((dim) => (dim === "rank" ? rankDim : dim));
+    // The branch computes in the layer's own type: no operator mixes float16 and float32.
+    const dataType = weightType(layer);
     return {
-      a: graph.addInput(slot.inputA, "float32", concrete(slot.shapeA)),
-      b: graph.addInput(slot.inputB, "float32", concrete(slot.shapeB)),
+      a: addInput(model, slot.inputA, dataType, concrete(slot.shapeA)),
+      b: addInput(model, slot.inputB, dataType, concrete(slot.shapeB)),
     };
   });
   const strengthInput = `${component}.lora_strength`;
-  const strength = graph.addInput(strengthInput, "float32", [rankDim]);
-  const perChannel = layers.some(({ kind }) => kind === "conv")
-    ? // 0 copies the dimension: unlike -1 it also holds for rank 0.
-      graph.apply("Reshape", [strength, shapeConstant(model, [0, 1, 1])], { name: `${component}/lora_strength/channels` })
-    : strength;
+  const strength = strengthVariants(model, addInput(model, strengthInput, "float32", [rankDim]), component, rank);
   for (const [index, layer] of layers.entries()) {
+    const strengthOf = (form: StrengthForm) => strength(weightType(layer), form);
+    const isPlainConv = layer.kind === "conv" && layer.groups === 1;
+    const factors = isPlainConv ? spareRank(model, layer, inputs[index], rank) : inputs[index];
     for (const call of layer.calls) {
-      const branch =
-        layer.kind === "conv"
-          ? convBranch(model, layer, call, inputs[index], perChannel)
-          : linearBranch(model, layer, call, inputs[index], strength);
+      const branch = isPlainConv
+        ? convBranch(model, layer, call, factors, strengthOf("channels"))
+        : layer.kind === "conv"
+          ? groupedConvBranch(model, layer, call, factors, strengthOf("vector"))
+          : linearBranch(model, layer, call, factors, strengthOf("vector"));
       const sum = graph.addNode("Add", [call.output, branch], { name: `${branchName(layer, call)}/Add` });
       graph.replace(call.output, sum.output(), sum);
     }
   }
   return { strengthInput, slots };
+}
+
+function weightType(layer: Layer): DataType {
+  return layer.calls[0].weight.dataType!;
+}
+
+function addInput(model: Model, name: string, dataType: DataType, shape: readonly Dimension[]): Value {
+  const value = model.graph.addInput(name, dataType, shape);
+  if (value.name === name) return value;
+  throw new InputError({
+    what: "the graph has a value of this name already",
+    file: model.file,
+    where: name,
+    fix: "Give the model as it was exported, without adapter inputs.",
+  });
+}
+
+/** `[rank]`, or for convolutions `[rank, 1, 1]` with the spare rank of {@link spareRank}. */
+type StrengthForm = "vector" | "channels";
+
+/** The strengths in the element type and form that a layer needs; each is made once. */
+function strengthVariants(model: Model, strength: Value, component: string, rank: SlotRank) {
+  const { graph } = model;
+  const made = new Map<string, Value>([["float32 vector", strength]]);
+  const once = (key: string, make: () => Value) => {
+    const value = made.get(key) ?? make();
+    made.set(key, value);
+    return value;
+  };
+  return (dataType: DataType, form: StrengthForm): Value => {
+    const name = `${component}/lora_strength/${dataType}`;
+    const attributes = { to: dataTypes[dataType].code };
+    const vector = once(`${dataType} vector`, () =>
+      graph.apply("Cast", [strength], { name: `${name}/Cast`, attributes }),
+    );
+    if (form === "vector") return vector;
+    return once(`${dataType} channels`, () => {
+      const spare = rank.kind === "dynamic" ? appendZeros(model, vector, dataType, [1], 0, `${name}/spare`) : vector;
+      return graph.apply("Reshape", [spare, shapeConstant(graph, [-1, 1, 1])], { name: `${name}/channels/Reshape` });
+    });
+  };
+}
+
+/**
+ * A convolution's factors with one rank of zeros behind their own, where the rank is dynamic. ONNX Runtime's Conv leaves
+ * its output unwritten when there are no input channels (seen with 1.30 on CPU: whatever the memory held before), so that
+ * rank 0 would not be the base model.
+ */
+function spareRank(model: Model, layer: Layer, { a, b }: Factors, rank: SlotRank): Factors {
+  if (rank.kind === "fixed") return { a, b };
+  const name = `/${layer.name.replaceAll(".", "/")}/lora`;
+  const type = weightType(layer);
+  return {
+    a: appendZeros(model, a, type, [1, layer.inFeatures, ...layer.kernel!], 0, `${name}/down/spare`),
+    b: appendZeros(model, b, type, [layer.outFeatures, 1, 1, 1], 1, `${name}/up/spare`),
+  };
+}
+
+function appendZeros(
+  { graph }: Model,
+  value: Value,
+  type: DataType,
+  dims: number[],
+  axis: number,
+  name: string,
+): Value {
+  const name0 = `quad.zeros.${type}.${dims.join("x")}`;
+  const zeros = new Tensor(type, dims, memorySource(new Uint8Array(tensorByteSize(type, dims))));
+  const constant = [...graph.initializers].find((known) => known.name === name0) ?? graph.addInitializer(name0, zeros);
+  return graph.apply("Concat", [value, constant], { name: `${name}/Concat`, attributes: { axis } });
 }
 
 function makeSlot(component: string, layer: Layer): Slot {
@@ -82,17 +172,12 @@ function linearBranch({ graph }: Model, layer: Layer, call: LayerCall, { a, b }:
   return graph.apply("MatMul", [scaled, b], { name: `${name}/up/MatMul` });
 }
 
-function convBranch(model: Model, layer: Layer, call: LayerCall, factors: Factors, strength: Value): Value {
-  if (layer.groups! > 1) return groupedConvBranch(model, layer, call, factors, strength);
-  const { graph } = model;
+function convBranch({ graph }: Model, layer: Layer, call: LayerCall, { a, b }: Factors, strength: Value): Value {
   const name = branchName(layer, call);
-  const down = graph.addNode("Conv", [call.node.input(0), factors.a], { name: `${name}/down/Conv` });
+  const down = graph.addNode("Conv", [call.node.input(0), a], { name: `${name}/down/Conv` });
   copyGeometry(call.node, down);
   const scaled = graph.apply("Mul", [down.output(), strength], { name: `${name}/strength/Mul` });
-  return graph.apply("Conv", [scaled, factors.b], {
-    name: `${name}/up/Conv`,
-    attributes: { kernel_shape: [1, 1] },
-  });
+  return graph.apply("Conv", [scaled, b], { name: `${name}/up/Conv`, attributes: { kernel_shape: [1, 1] } });
 }
 
 /**
@@ -103,12 +188,12 @@ function groupedConvBranch(model: Model, layer: Layer, call: LayerCall, { a, b }
   const { graph } = model;
   const name = branchName(layer, call);
   const { outFeatures, inFeatures, groups, kernel } = layer;
-  const scaled = graph.apply("Mul", [b, strength], { name: `${name}/strength/Mul` });
   // A reshape cannot infer the rank of an empty tensor: Flatten keeps the rank axis whatever it is.
-  const up = graph.apply("Flatten", [scaled], { name: `${name}/up/Flatten`, attributes: { axis: 1 } });
+  const up = graph.apply("Flatten", [b], { name: `${name}/up/Flatten`, attributes: { axis: 1 } });
+  const scaled = graph.apply("Mul", [up, strength], { name: `${name}/strength/Mul` });
   const down = graph.apply("Flatten", [a], { name: `${name}/down/Flatten`, attributes: { axis: 1 } });
-  const product = graph.apply("MatMul", [up, down], { name: `${name}/MatMul` });
-  const weightShape = shapeConstant(model, [outFeatures, inFeatures / groups!, ...kernel!]);
+  const product = graph.apply("MatMul", [scaled, down], { name: `${name}/MatMul` });
+  const weightShape = shapeConstant(graph, [outFeatures, inFeatures / groups!, ...kernel!]);
   const weight = graph.apply("Reshape", [product, weightShape], { name: `${name}/weight/Reshape` });
   const conv = graph.addNode("Conv", [call.node.input(0), weight], { name: `${name}/Conv` });
   copyGeometry(call.node, conv);
@@ -124,6 +209,6 @@ function copyGeometry(from: Node, to: Node): void {
   }
 }
 
-function shapeConstant({ graph }: Model, dims: number[]): Value {
+function shapeConstant(graph: Graph, dims: number[]): Value {
   return graph.addInitializer(`quad.shape.${dims.join("x").replaceAll("-", "_")}`, Tensor.int64([dims.length], dims));
 }

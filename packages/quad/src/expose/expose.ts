@@ -1,7 +1,7 @@
 import { existsSync } from "node:fs";
 import { cp, mkdir, readdir, rename, rm } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
-import { checkModel, InputError, type Model, saveModel } from "@quad/onnx";
+import { checkModel, externalFiles, InputError, type Model, saveModel } from "@quad/onnx";
 import type { SlotsFile } from "@quad/runtime";
 import { importAdapter } from "../adapters/import.ts";
 import type { AdaptableModule, AdapterComponent, AdapterReport, ImportedAdapter } from "../adapters/types.ts";
@@ -75,9 +75,10 @@ export function toModule(component: AdapterComponent, layer: Layer): AdaptableMo
   };
 }
 
-/** A path as given, or one below the model's own `adapters/`. */
+/** A path as given, or one below the model's own `adapters/`; a bare name means the latter wherever that exists. */
 export function resolveAdapter(path: string, modelFolder: string): string {
-  const candidates = [path, join(modelFolder, "adapters", path), join(modelFolder, "adapters", `${path}.safetensors`)];
+  const own = [join(modelFolder, "adapters", path), join(modelFolder, "adapters", `${path}.safetensors`)];
+  const candidates = /^[\w-]+$/.test(path) ? [...own, path] : [path, ...own];
   return candidates.find((candidate) => existsSync(candidate)) ?? path;
 }
 
@@ -90,6 +91,13 @@ export async function expose(modelPath: string, options: ExposeOptions): Promise
   const out = resolve(options.out);
   await refuseForeignFolder(out);
   const folder = await openModelFolder(modelPath);
+  if (existsSync(join(folder.path, "slots.json"))) {
+    throw new InputError({
+      what: "the model has adapter inputs already",
+      file: folder.path,
+      fix: "Expose the original model folder, with all adapters at once.",
+    });
+  }
   const { models, components, adapters } = await inspectModel(folder, options.adapters);
   const rank = options.rank ?? { kind: "dynamic" };
   refuseLargeRanks(adapters, rank);
@@ -105,22 +113,24 @@ export async function expose(modelPath: string, options: ExposeOptions): Promise
   }
   const slots: SlotsFile = { format: "quad-slots", version: 1, rank, components: exposed };
   const temporary = join(dirname(out), `.quad-${basename(out)}-${process.pid}.tmp`);
-  const bound = adapters.map((adapter) => ({ adapter, ...bindAdapter(adapter.layers, exposed) }));
   try {
     await mkdir(temporary, { recursive: true });
-    await copyOtherFiles(folder, Object.keys(exposed), temporary);
+    const exposedModels = Object.keys(exposed).map((component) => models.get(component as AdapterComponent)!);
+    await copyOtherFiles(folder, exposedModels, temporary);
     for (const component of Object.keys(exposed)) {
       await saveModel(models.get(component as AdapterComponent)!, componentFile(temporary, component), {
         ...(options.signal ? { signal: options.signal } : {}),
         onProgress: (done, total) => options.onProgress?.({ stage: `writing ${component}`, done, total }),
       });
     }
-    for (const { adapter, rank: adapterRank, tensors } of bound) {
+    for (const adapter of adapters) {
       options.signal?.throwIfAborted();
+      const { rank: adapterRank, tensors } = bindAdapter(adapter.layers, exposed);
       const metadata = { "quad.rank": String(adapterRank), "quad.source": basename(adapter.source) };
       await writeSafetensors(join(temporary, "adapters", `${adapter.name}.safetensors`), tensors, metadata);
     }
     await writeFileAtomically(join(temporary, "slots.json"), `${JSON.stringify(slots, null, 1)}\n`);
+    options.signal?.throwIfAborted();
     await rm(out, { recursive: true, force: true });
     await rename(temporary, out);
   } finally {
@@ -129,12 +139,12 @@ export async function expose(modelPath: string, options: ExposeOptions): Promise
   return {
     out: options.out,
     slots,
-    adapters: bound.map(({ adapter, rank: adapterRank }) => ({
-      name: adapter.name,
-      format: adapter.format,
-      rank: adapterRank,
-      layers: adapter.layers.length,
-      report: adapter.report,
+    adapters: adapters.map(({ name, format, layers, report }) => ({
+      name,
+      format,
+      rank: report.rankMax,
+      layers: layers.length,
+      report,
     })),
   };
 }
@@ -172,22 +182,32 @@ function chooseLayers(
   isDenoiser: boolean,
 ): Layer[] {
   const used = new Set(
-    adapters.flatMap((adapter) => adapter.layers.filter((layer) => layer.component === component).map((layer) => layer.module)),
+    adapters.flatMap((adapter) =>
+      adapter.layers.filter((layer) => layer.component === component).map((layer) => layer.module),
+    ),
   );
   // Text encoders only when an adapter speaks of them, unless they are asked for by pattern.
-  if (which === "all" || (which === "used" && adapters.length === 0)) return isDenoiser || used.size > 0 ? [...layers] : [];
+  if (which === "all" || (which === "used" && adapters.length === 0))
+    return isDenoiser || used.size > 0 ? [...layers] : [];
   if (which === "used") return layers.filter(({ name }) => used.has(name));
   return layers.filter(({ name }) => used.has(name) || which.test(`${component}.${name}`));
 }
 
 /** Copies the folder without the exposed graphs, their data files and the model's own adapters. */
-async function copyOtherFiles(folder: ModelFolder, exposed: readonly string[], target: string): Promise<void> {
+async function copyOtherFiles(folder: ModelFolder, exposed: readonly Model[], target: string): Promise<void> {
+  const replaced = new Set(
+    exposed.flatMap((model) => [model.file, ...externalFiles(model)]).map((path) => resolve(path)),
+  );
+  // Weights in other formats, which would lie beside the graph unread.
+  const folders = new Set(exposed.map((model) => dirname(resolve(model.file))));
+  const isOtherWeights = (path: string) =>
+    folders.has(dirname(path)) && /\.(onnx|onnx_data|onnx\.data|safetensors|bin|msgpack)$/.test(path);
   for (const entry of await readdir(folder.path)) {
     if (entry === "adapters" || entry === "samples" || entry.startsWith(".")) continue;
-    const isExposed = exposed.includes(entry);
     await cp(join(folder.path, entry), join(target, entry), {
       recursive: true,
-      filter: (path) => !(isExposed && /\.onnx(_data|\.data)?$|\.safetensors$|\.bin$|\.pb$/.test(path)),
+      dereference: true, // model caches hold links; what is written stands on its own
+      filter: (path) => !replaced.has(resolve(path)) && !isOtherWeights(resolve(path)),
     });
   }
 }

@@ -1,7 +1,7 @@
 import { existsSync } from "node:fs";
 import { InputError } from "@quad/onnx";
 import type { Mask, RgbImage } from "@quad/runtime";
-import sharp, { type FormatEnum, type Sharp } from "sharp";
+import sharp, { type Sharp } from "sharp";
 import { writeFileAtomically } from "./atomic.ts";
 
 /** Size in pixels that a picture is brought to. */
@@ -65,12 +65,41 @@ function toRgb(data: Buffer, channels: number): Uint8Array {
   return rgb;
 }
 
-/** Writes a picture in the format of the path's extension (PNG where it has none). */
-export async function writeImage(path: string, image: RgbImage): Promise<void> {
-  const picture = sharp(image.data, { raw: { width: image.width, height: image.height, channels: 3 } });
+const formats = {
+  png: "png",
+  jpg: "jpeg",
+  jpeg: "jpeg",
+  webp: "webp",
+  avif: "avif",
+  tiff: "tiff",
+  gif: "gif",
+} as const;
+type Extension = keyof typeof formats;
+
+/**
+ * Format that a picture's file name asks for; PNG where it has no extension.
+ * @throws InputError for an extension of no format that can be written
+ */
+export function imageFormat(path: string): (typeof formats)[Extension] {
   const extension = /\.(\w+)$/.exec(path)?.[1]?.toLowerCase() ?? "png";
-  if (!["png", "jpg", "jpeg", "webp", "avif", "tiff", "gif"].includes(extension)) {
-    throw new InputError({ what: "cannot write pictures of this kind", file: path, expected: "a name ending in .png" });
-  }
-  await writeFileAtomically(path, await picture.toFormat(extension as keyof FormatEnum & string).toBuffer());
+  if (Object.hasOwn(formats, extension)) return formats[extension as Extension];
+  throw new InputError({
+    what: `cannot write pictures of the kind .${extension}`,
+    file: path,
+    expected: `a name ending in ${Object.keys(formats)
+      .map((name) => `.${name}`)
+      .join(", ")}`,
+  });
+}
+
+/**
+ * Writes a picture in the format of the path's extension.
+ * @throws InputError as {@link imageFormat}
+ */
+export async function writeImage(path: string, image: RgbImage): Promise<void> {
+  const format = imageFormat(path);
+  const picture = sharp(image.data, { raw: { width: image.width, height: image.height, channels: 3 } });
+  // sharp compresses TIFF as JPEG unless told otherwise.
+  const encoded = format === "tiff" ? picture.tiff({ compression: "lzw" }) : picture.toFormat(format);
+  await writeFileAtomically(path, await encoded.toBuffer());
 }

@@ -1,5 +1,12 @@
 import { InputError } from "@quad/onnx";
-import { type SafetensorsInput, type TensorData, toFloat32 } from "@quad/runtime";
+import {
+  encodeFloat16,
+  type SafetensorsInput,
+  type SafetensorsTensor,
+  type TensorData,
+  toFloat32,
+  toTypedArray,
+} from "@quad/runtime";
 import type { SafetensorsReader } from "./safetensors.ts";
 
 const dtypes: Record<string, SafetensorsInput["dtype"]> = {
@@ -10,12 +17,18 @@ const dtypes: Record<string, SafetensorsInput["dtype"]> = {
   int32: "I32",
   int16: "I16",
   int8: "I8",
-  uint8: "U8",
+  uint64: "U64",
+  uint32: "U32",
   uint16: "U16",
+  uint8: "U8",
   bool: "BOOL",
 };
 
-/** Reads a file's tensors in the element types that the graph's inputs have; floats and integers are converted among themselves. */
+/**
+ * Reads a file's tensors in the element types that the graph's inputs have. Floats become other floats, and integers
+ * other integers or floats; float values do so for an integer input when they are whole numbers, as time steps are.
+ * @throws InputError for tensors that are missing or cannot be converted
+ */
 export async function toRuntimeTensors(
   file: SafetensorsReader,
   inputs: readonly { name: string; type: string }[],
@@ -23,36 +36,52 @@ export async function toRuntimeTensors(
   const result: Record<string, TensorData> = {};
   for (const { name, type } of inputs) {
     const tensor = await file.read(name);
-    const dims = [...tensor.shape];
-    const isInteger = /^[IU]/.test(tensor.dtype);
-    if (type === "float32" && !isInteger) {
-      result[name] = { type, dims, data: toFloat32(tensor, file.path) };
-    } else if (tensor.dtype === "I64" && type === "int64") {
-      result[name] = { type, dims, data: new BigInt64Array(tensor.bytes.slice().buffer) };
-    } else if (tensor.dtype === "I32" && type === "int64") {
-      result[name] = { type, dims, data: BigInt64Array.from(new Int32Array(tensor.bytes.slice().buffer), BigInt) };
-    } else if (tensor.dtype === "I64" && type === "float32") {
-      result[name] = { type, dims, data: Float32Array.from(new BigInt64Array(tensor.bytes.slice().buffer), Number) };
-    } else if (tensor.dtype === "F16" && type === "float16") {
-      result[name] = { type, dims, data: new Uint16Array(tensor.bytes.slice().buffer) };
-    } else {
+    const data = convert(tensor, type, file.path);
+    if (!data) {
       throw new InputError({
-        what: "wrong element type",
+        what: "the tensor's values cannot be converted to the graph's type",
         file: file.path,
         where: name,
         expected: type,
         got: tensor.dtype,
       });
     }
+    result[name] = { type: type as TensorData["type"], dims: [...tensor.shape], data };
   }
   return result;
 }
 
+function convert(tensor: SafetensorsTensor, type: string, file: string): TensorData["data"] | null {
+  if (dtypes[type] === tensor.dtype) return toTypedArray(tensor) as TensorData["data"];
+  const isInteger = /^[IU]\d+$/.test(tensor.dtype);
+  if (!isInteger && !/^B?F\d+$/.test(tensor.dtype)) return null;
+  const numbers = isInteger
+    ? Array.from(toTypedArray(tensor) as ArrayLike<number | bigint>, Number)
+    : toFloat32(tensor, file);
+  switch (type) {
+    case "float32":
+      return Float32Array.from(numbers);
+    case "float16":
+      return encodeFloat16(Float32Array.from(numbers));
+    case "float64":
+      return Float64Array.from(numbers);
+    case "int64":
+      return numbers.every(Number.isSafeInteger) ? BigInt64Array.from(numbers as ArrayLike<number>, BigInt) : null;
+    case "int32":
+      return numbers.every((number) => number === (number | 0)) ? Int32Array.from(numbers) : null;
+    default:
+      return null;
+  }
+}
+
+/**
+ * A graph's outputs as tensors of a file.
+ * @throws InputError for element types that safetensors files do not hold
+ */
 export function toSafetensors(tensors: Readonly<Record<string, TensorData>>): SafetensorsInput[] {
-  return Object.entries(tensors).map(([name, { type, dims, data }]) => ({
-    name,
-    dtype: dtypes[type],
-    shape: [...dims],
-    data: data as ArrayBufferView,
-  }));
+  return Object.entries(tensors).map(([name, { type, dims, data }]) => {
+    const dtype = dtypes[type];
+    if (!dtype) throw new InputError({ what: `safetensors files hold no ${type} tensors`, where: `output "${name}"` });
+    return { name, dtype, shape: [...dims], data: data as ArrayBufferView };
+  });
 }

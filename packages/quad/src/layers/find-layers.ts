@@ -1,4 +1,4 @@
-import type { Model, Node, Value } from "@quad/onnx";
+import { isFloat, type Model, type Node, type Value } from "@quad/onnx";
 import { isRepeatedCall, moduleName, stripWrappers } from "./module-names.ts";
 
 /** A linear or convolution layer with a constant weight: what an adapter can adapt. */
@@ -43,23 +43,29 @@ export function findLayers(model: Model): { layers: Layer[]; skipped: SkippedNod
     const name = moduleName(node, weight.value);
     if (typeof shape === "string") skipped.push({ node: node.name, reason: shape });
     else if (!name) skipped.push({ node: node.name, reason: "neither node nor weight carries a module name" });
-    else found.push({ shape, name, call: { node, weight: weight.value, output: layerOutput(node, shape.outFeatures) } });
+    else
+      found.push({ shape, name, call: { node, weight: weight.value, output: layerOutput(node, shape.outFeatures) } });
   }
   const names = stripWrappers(found.map(({ name }) => name));
-  const layers = new Map<string, Layer>();
+  const layers: Layer[] = [];
+  const taken = new Set<string>();
+  const byWeight = new Map<Value, Layer[]>();
   for (const [index, { shape, call }] of found.entries()) {
     const name = names[index];
-    const base = name.replace(/_\d+$/, "");
-    const earlier = layers.get(name) ?? layers.get(base);
-    if (earlier && isRepeatedCall(name, earlier.name) && earlier.calls[0].weight === call.weight) {
+    const sharers = byWeight.get(call.weight) ?? [];
+    const earlier = sharers.find((layer) => isRepeatedCall(name, layer.name));
+    if (earlier) {
       earlier.calls.push(call);
-    } else if (layers.has(name)) {
+    } else if (taken.has(name)) {
       skipped.push({ node: call.node.name, reason: `another layer with other weights is already named "${name}"` });
     } else {
-      layers.set(name, { name, ...shape, calls: [call] });
+      const layer = { name, ...shape, calls: [call] };
+      layers.push(layer);
+      taken.add(name);
+      byWeight.set(call.weight, [...sharers, layer]);
     }
   }
-  return { layers: [...layers.values()], skipped };
+  return { layers, skipped };
 }
 
 /** The initializer that reaches a node's weight input through Identity and Transpose, and whether it is transposed. */
@@ -74,12 +80,11 @@ function constantBehind(value: Value | null | undefined): { value: Value; transp
   return null;
 }
 
-function layerShape(
-  node: Node,
-  weight: { value: Value; transposed: boolean },
-): Omit<Layer, "name" | "calls"> | string {
-  const dims = weight.value.initializer!.dims;
+function layerShape(node: Node, weight: { value: Value; transposed: boolean }): Omit<Layer, "name" | "calls"> | string {
+  const { dims, dataType } = weight.value.initializer!;
+  if (!isFloat(dataType)) return `weight of type ${dataType}; adapters change floating-point weights`;
   if (node.opType === "Conv") {
+    if (weight.transposed) return "convolution with a transposed weight";
     if (dims.length !== 4) return `convolution over ${dims.length - 2} axes; only two are supported`;
     const groups = node.int("group", 1);
     return {
@@ -92,6 +97,7 @@ function layerShape(
   }
   if (dims.length !== 2) return `weight with ${dims.length} axes; a linear layer has two`;
   if (node.opType === "Gemm" && node.int("transA", 0) === 1) return "Gemm with a transposed input";
+  if (node.opType === "Gemm" && node.float("alpha", 1) !== 1) return "Gemm that scales its product";
   const flipped = weight.transposed !== (node.opType === "Gemm" && node.int("transB", 0) === 1);
   const [inFeatures, outFeatures] = flipped ? [dims[1], dims[0]] : dims;
   return { kind: node.opType === "Gemm" ? "gemm" : "matmul", inFeatures, outFeatures };
@@ -102,7 +108,7 @@ function layerOutput(node: Node, outFeatures: number): Value {
   const output = node.output();
   const [reader, ...others] = output.uses;
   if (node.opType !== "MatMul" || !reader || others.length > 0 || reader.node.opType !== "Add") return output;
-  if (reader.node.graph !== node.graph) return output;
+  if (reader.node.graph !== node.graph || node.graph?.outputs.includes(output)) return output;
   const bias = constantBehind(reader.node.inputs[1 - reader.index]);
   const dims = bias?.value.initializer?.dims;
   return dims?.length === 1 && dims[0] === outFeatures ? reader.node.output() : output;

@@ -10,12 +10,25 @@ export function moduleName(node: Node, weight: Value): string | null {
   const fromWeight = nameFromWeight(weight.name);
   const fromPath = nameFromPath(node);
   if (fromPath && fromWeight) return isRepeatedCall(fromPath, fromWeight) ? fromWeight : fromPath;
-  return fromPath ?? fromWeight ?? nameFromScopes(node);
+  if (fromPath) return fromPath;
+  const fromScopes = nameFromScopes(node);
+  // A tied weight carries the name of one of its modules, and the scopes say which one runs here. Where the weight
+  // belongs to the scope itself or to a part of it (`F.linear` with a parameter), it is the more exact of the two.
+  const isWithin = !fromScopes || !fromWeight || `${fromWeight}.`.startsWith(`${fromScopes}.`);
+  return isWithin ? (fromWeight ?? fromScopes) : fromScopes;
 }
 
-/** Whether `path` is the module `name` or a later call of it: TorchScript numbers repeated calls `name_1`, `name_2`. */
+/**
+ * Whether `path` is the module `name` or a later call of it: TorchScript numbers repeated calls of a module or of one
+ * around it `name_1`, `name_2`.
+ */
 export function isRepeatedCall(path: string, name: string): boolean {
-  return path === name || (path.startsWith(`${name}_`) && /^\d+$/.test(path.slice(name.length + 1)));
+  const segments = path.split(".");
+  const own = name.split(".");
+  return (
+    segments.length === own.length &&
+    segments.every((segment, index) => segment === own[index] || segment.replace(/_\d+$/, "") === own[index])
+  );
 }
 
 function nameFromWeight(name: string): string | null {
@@ -35,7 +48,8 @@ function nameFromScopes(node: Node): string | null {
   const properties = (node.extra as { metadataProps?: { key: string; value: string }[] } | null)?.metadataProps;
   const scopes = properties?.find(({ key }) => key === "pkg.torch.onnx.name_scopes")?.value;
   const names = [...(scopes?.matchAll(/'([^']*)'/g) ?? [])].map((match) => match[1]);
-  return names.length >= 2 ? names[names.length - 2] || null : null;
+  // A later call of a module is `name@1` there.
+  return names.length >= 2 ? names[names.length - 2].replace(/@\d+/g, "") || null : null;
 }
 
 /** Wrappers that exporters put around the whole network; adapter files do not know them. */

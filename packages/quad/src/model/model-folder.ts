@@ -56,8 +56,16 @@ export function componentFile(folder: string, component: string): string {
   return join(folder, component, "model.onnx");
 }
 
-export function loadComponent(folder: ModelFolder, component: AdapterComponent): Model {
-  return loadModel(componentFile(folder.path, component));
+/**
+ * Loads a component's graph; its weights stay on disk.
+ * @param options.allowMissingExternalData - for work on the graph alone: layers can be found and exposed, not saved or run
+ */
+export function loadComponent(
+  folder: ModelFolder,
+  component: AdapterComponent,
+  options: { allowMissingExternalData?: boolean } = {},
+): Model {
+  return loadModel(componentFile(folder.path, component), options);
 }
 
 /** Parses and checks a JSON file's text. @throws InputError naming file and key */
@@ -71,5 +79,9 @@ export function parseJsonFile<S extends z.ZodType>(file: string, text: string, s
   const result = schema.safeParse(value);
   if (result.success) return result.data;
   const issue = result.error.issues[0];
-  throw new InputError({ what: issue.message, file, ...(issue.path.length > 0 ? { where: issue.path.join(".") } : {}) });
+  throw new InputError({
+    what: issue.message,
+    file,
+    ...(issue.path.length > 0 ? { where: issue.path.join(".") } : {}),
+  });
 }

@@ -1,0 +1,131 @@
+import { cloneModel, type Graph, type Model, Tensor, type Value } from "@quad/onnx";
+
+/** Outputs and inputs that the observing graphs add. */
+export const observed = {
+  minima: "quad.minima",
+  maxima: "quad.maxima",
+  counts: "quad.counts",
+  /** Input `[values]`: lower edge of each histogram. */
+  low: "quad.low",
+  /** Input `[values]`: bins per unit of the value. */
+  binsPerUnit: "quad.bins_per_unit",
+} as const;
+
+/**
+ * A copy of the graph with two more outputs, `[values]` each: the least and the greatest element of every named value.
+ * Only these leave the graph; no activation is copied out.
+ */
+export function rangeGraph(model: Model, names: readonly string[]): Model {
+  const copy = cloneModel(model);
+  const { graph } = copy;
+  const values = lookUp(graph, names);
+  const zero = graph.addInitializer("quad.zero", Tensor.float32([1], [0]));
+  const constants = new Constants(graph);
+  const flat = values.map((value) => flatten(graph, value, constants));
+  // Every range holds zero in the end, and with it values of rank 0 have a least element too.
+  const padded = flat.map((value) => graph.apply("Concat", [value, zero], { attributes: { axis: 0 } }));
+  const reduce = (opType: string) =>
+    padded.map((value) => graph.apply(opType, [value], { attributes: { keepdims: 1 } }));
+  graph.outputs.push(
+    named(concat(graph, reduce("ReduceMin")), observed.minima),
+    named(concat(graph, reduce("ReduceMax")), observed.maxima),
+  );
+  return copy;
+}
+
+/**
+ * A copy of the graph with one more output, `[values * bins]`: how many elements of every named value fall into each bin of
+ * its histogram. Values larger than `sampled` elements contribute an evenly spaced sample.
+ */
+export function histogramGraph(model: Model, names: readonly string[], bins: number, sampled: number): Model {
+  const copy = cloneModel(model);
+  const { graph } = copy;
+  const values = lookUp(graph, names);
+  const low = split(graph, graph.addInput(observed.low, "float32", [names.length]), names.length);
+  const density = split(graph, graph.addInput(observed.binsPerUnit, "float32", [names.length]), names.length);
+  const constants = new Constants(graph);
+  const constant = (name: string, tensor: Tensor) => graph.addInitializer(name, tensor);
+  const empty = constant("quad.empty_bins", Tensor.float32([bins], new Float32Array(bins)));
+  const first = constant("quad.first_bin", Tensor.scalar(0));
+  const last = constant("quad.last_bin", Tensor.scalar(bins - 1));
+  const counts = values.map((value, index) => {
+    const sample = strided(graph, flatten(graph, value, constants), sampled, constants);
+    const position = graph.apply("Mul", [graph.apply("Sub", [sample, low[index]]), density[index]]);
+    const bin = graph.apply("Cast", [graph.apply("Clip", [position, first, last])], { attributes: { to: 7 } });
+    // Ones of the bins' shape, without shape operators: those make ONNX Runtime's session creation quadratic.
+    const ones = graph.apply("Cast", [graph.apply("Equal", [bin, bin])], { attributes: { to: 1 } });
+    return graph.apply("ScatterElements", [empty, bin, ones], {
+      attributes: { axis: 0, reduction: "add" },
+    });
+  });
+  graph.outputs.push(named(concat(graph, counts), observed.counts));
+  return copy;
+}
+
+function lookUp(graph: Graph, names: readonly string[]): Value[] {
+  const values = graph.valuesByName();
+  return names.map((name) => {
+    const value = values.get(name);
+    if (!value) throw new Error(`the graph has no value "${name}" to observe`);
+    return value;
+  });
+}
+
+function named(value: Value, name: string): Value {
+  value.name = name;
+  return value;
+}
+
+/** One-element int64 constants, each made once. */
+class Constants {
+  private readonly graph: Graph;
+  private readonly made = new Map<number, Value>();
+
+  constructor(graph: Graph) {
+    this.graph = graph;
+  }
+
+  int(value: number): Value {
+    const known = this.made.get(value);
+    if (known) return known;
+    const made = this.graph.addInitializer(`quad.int.${value}`, Tensor.int64([1], [value]));
+    this.made.set(value, made);
+    return made;
+  }
+}
+
+/** ONNX Runtime's session creation slows down with the square of a node's inputs: concatenate in a tree. */
+function concat(graph: Graph, values: readonly Value[]): Value {
+  const width = 32;
+  let level = [...values];
+  while (level.length > 1) {
+    const next: Value[] = [];
+    for (let start = 0; start < level.length; start += width) {
+      next.push(graph.apply("Concat", level.slice(start, start + width), { attributes: { axis: 0 } }));
+    }
+    level = next;
+  }
+  return level[0];
+}
+
+function flatten(graph: Graph, value: Value, constants: Constants): Value {
+  // Flatten instead of Reshape to -1: it also takes values with a zero dimension.
+  const matrix = graph.apply("Flatten", [value], { attributes: { axis: 0 } });
+  return graph.apply("Squeeze", [matrix, constants.int(0)]);
+}
+
+/** Every n-th element, n such that about `count` remain. */
+function strided(graph: Graph, flat: Value, count: number, constants: Constants): Value {
+  const size = graph.apply("Shape", [flat]);
+  const rounded = graph.apply("Add", [size, constants.int(count - 1)]);
+  const step = graph.apply("Div", [rounded, constants.int(count)]);
+  // A step of 0 would be invalid for empty values.
+  const positive = graph.apply("Max", [step, constants.int(1)]);
+  return graph.apply("Slice", [flat, constants.int(0), size, constants.int(0), positive]);
+}
+
+/** `[n]` -> n values `[1]`. */
+function split(graph: Graph, vector: Value, count: number): Value[] {
+  const sizes = graph.addInitializer("quad.split", Tensor.int64([count], new Array(count).fill(1)));
+  return graph.addNode("Split", [vector, sizes], { attributes: { axis: 0 }, outputCount: count }).outputs as Value[];
+}

@@ -1,0 +1,9 @@
+export {
+  type AimetFile,
+  type AimetTensorFacts,
+  type AimetVersion,
+  type ModelEncodings,
+  type ReadAimetOptions,
+  readAimet,
+  writeAimet,
+} from "./aimet.ts";

@@ -1,0 +1,33 @@
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { type Model, writeTemporary } from "@quad/onnx";
+import { type FolderFiles, openPipeline, type Pipeline } from "@quad/runtime";
+import * as ort from "onnxruntime-node";
+import { folderFiles } from "../files/folder-files.ts";
+
+/** Session settings under which Q/DQ pairs are computed as written, so that a simulation is what it says. */
+export const simulationSettings = {
+  logSeverityLevel: 3 as const,
+  intraOpNumThreads: 2,
+  extra: { session: { disable_quant_qdq: "1" } },
+};
+
+/**
+ * Opens a model folder with another graph in a component's place: an observed or simulated form of it. The folder itself
+ * stays as it is.
+ */
+export async function openWithGraph(folder: string, component: string, model: Model): Promise<Pipeline> {
+  const files = folderFiles(folder);
+  const replaced = `${component}/model.onnx`;
+  const temporary = await writeTemporary(model);
+  const overlay: FolderFiles = {
+    ...files,
+    read: (path) => (path === replaced ? readFile(temporary.path) : files.read(path)),
+    localPath: (path) => (path === replaced ? temporary.path : join(folder, path)),
+  };
+  try {
+    return await openPipeline({ ort: ort as never, files: overlay, sessionOptions: simulationSettings });
+  } finally {
+    temporary.remove();
+  }
+}
