@@ -1,4 +1,4 @@
-import { cloneModel, type Graph, type Model, Tensor, type Value } from "@quad/onnx";
+import { cloneModel, elementCount, type Graph, type Model, Tensor, type Value } from "@quad/onnx";
 
 /** Outputs and inputs that the observing graphs add. */
 export const observed = {
@@ -49,10 +49,10 @@ export function histogramGraph(model: Model, names: readonly string[], bins: num
   const first = constant("quad.first_bin", Tensor.scalar(0));
   const last = constant("quad.last_bin", Tensor.scalar(bins - 1));
   const counts = values.map((value, index) => {
-    const sample = strided(graph, flatten(graph, value, constants), sampled, constants);
+    const sample = strided(graph, value, flatten(graph, value, constants), sampled, constants);
     const position = graph.apply("Mul", [graph.apply("Sub", [sample, low[index]]), density[index]]);
     const bin = graph.apply("Cast", [graph.apply("Clip", [position, first, last])], { attributes: { to: 7 } });
-    // Ones of the bins' shape, without shape operators: those make ONNX Runtime's session creation quadratic.
+    // Ones of the bins' shape, without shape operators.
     const ones = graph.apply("Cast", [graph.apply("Equal", [bin, bin])], { attributes: { to: 1 } });
     return graph.apply("ScatterElements", [empty, bin, ones], {
       attributes: { axis: 0, reduction: "add" },
@@ -114,14 +114,14 @@ function flatten(graph: Graph, value: Value, constants: Constants): Value {
   return graph.apply("Squeeze", [matrix, constants.int(0)]);
 }
 
-/** Every n-th element, n such that about `count` remain. */
-function strided(graph: Graph, flat: Value, count: number, constants: Constants): Value {
-  const size = graph.apply("Shape", [flat]);
-  const rounded = graph.apply("Add", [size, constants.int(count - 1)]);
-  const step = graph.apply("Div", [rounded, constants.int(count)]);
-  // A step of 0 would be invalid for empty values.
-  const positive = graph.apply("Max", [step, constants.int(1)]);
-  return graph.apply("Slice", [flat, constants.int(0), size, constants.int(0), positive]);
+/** Every n-th element, n such that at most `count` remain. Values of unknown size (the rank's) are taken whole. */
+function strided(graph: Graph, value: Value, flat: Value, count: number, constants: Constants): Value {
+  const size = elementCount(value.concreteShape ?? [0]);
+  // A constant step: shape operators would make ONNX Runtime's session creation quadratic.
+  const step = Math.ceil(size / count);
+  if (step <= 1) return flat;
+  const all = Number.MAX_SAFE_INTEGER;
+  return graph.apply("Slice", [flat, constants.int(0), constants.int(all), constants.int(0), constants.int(step)]);
 }
 
 /** `[n]` -> n values `[1]`. */

@@ -1,5 +1,6 @@
 import { InputError, type Model, specialize, tensorType } from "@quad/onnx";
 import type { SlotsFile } from "@quad/runtime";
+import { findBranches } from "./quantizable.ts";
 
 /**
  * Operator set that quantization builds on: ScatterElements with addition (16) for the observers, QuantizeLinear per
@@ -46,12 +47,9 @@ export async function prepareGraph(
     if (symbolic) input.type = tensorType(input.dataType!, symbolic);
   }
   // Shapes inside the branches hold for the rank of the trial run only.
-  for (const node of model.graph.nodes) {
-    for (const output of node.outputs) {
-      if (output?.type?.kind === "tensor" && !model.graph.outputs.includes(output)) {
-        output.type = tensorType(output.type.dataType, null);
-      }
-    }
+  const { parameters, rankSized } = findBranches(model, new Set(adapterShapes.keys()));
+  for (const value of [...parameters.keys(), ...rankSized]) {
+    if (value.producer && value.dataType) value.type = tensorType(value.dataType, null);
   }
   return model;
 }

@@ -19,7 +19,10 @@ export interface QuantizableLayer {
 /** What quantization can act on in a prepared exposed graph. */
 export interface Quantizable {
   layers: QuantizableLayer[];
-  /** Every float value that a node computes or the graph takes in, adapter factors and strengths excepted. */
+  /**
+   * Every float value that a node computes or the graph takes in, adapter factors and strengths excepted. Outputs of
+   * operators that only move data are left out: they have the encoding of what they move.
+   */
   activations: Value[];
   /** Values inside adapter branches whose size is the rank (empty when no adapter is bound). */
   rankSized: Set<Value>;
@@ -65,6 +68,7 @@ export function findQuantizable(model: Model, slots: SlotsFile["components"][str
 
   const activations = graph.inputs.filter((value) => value.dataType === "float32" && !adapterInputs.has(value.name));
   for (const node of order) {
+    if (movesData(node)) continue;
     for (const value of node.outputs) {
       if (value && value.dataType === "float32" && !parameters.has(value)) activations.push(value);
     }
@@ -72,8 +76,27 @@ export function findQuantizable(model: Model, slots: SlotsFile["components"][str
   return { layers, activations, rankSized, branchNodes };
 }
 
+const movements = new Set([
+  ...["Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Gather", "Expand", "Identity"],
+  ...["Tile", "DepthToSpace", "SpaceToDepth"],
+]);
+
+/** Whether a node's outputs hold elements of its first input and nothing else. */
+export function movesData(node: Node): boolean {
+  if (node.domain !== "") return false;
+  if (node.opType === "Resize") return node.string("mode", "nearest") === "nearest";
+  return movements.has(node.opType);
+}
+
+/** The value whose elements `value` consists of: before reshapes, transposes, slices and the like. */
+export function movedFrom(value: Value): Value {
+  let source = value;
+  while (source.producer && movesData(source.producer)) source = source.producer.input(0);
+  return source;
+}
+
 /** Nodes between the adapter inputs and the Add that joins a branch to its layer. */
-function findBranches(model: Model, adapterInputs: ReadonlySet<string>) {
+export function findBranches(model: Model, adapterInputs: ReadonlySet<string>) {
   const branchNodes = new Set<Node>();
   const rankSized = new Set<Value>();
   /** Values computed from adapter inputs alone, such as the reshaped strength: no activations. By the input's name. */

@@ -1,0 +1,16 @@
+export { Builder } from "./builder.ts";
+export { buildGradients, type DifferentiatedOutput, type GradientRequest } from "./gradients.ts";
+export {
+  type AdamWOptions,
+  type AdamWState,
+  adamW,
+  clipByGlobalNorm,
+  globalNorm,
+  meanSquaredError,
+} from "./optimizer.ts";
+export { type PackedParameter, type PackedParameters, packInputs } from "./parameters.ts";
+export type { SegmentOptions } from "./recompute.ts";
+export type { GradientOptions } from "./rule.ts";
+export { type DifferentiableOperator, gradientRules } from "./rules/index.ts";
+export { scheduleForMemory } from "./schedule.ts";
+export type { Dims } from "./typed-graph.ts";

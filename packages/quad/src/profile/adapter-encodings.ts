@@ -1,0 +1,163 @@
+import type { SafetensorsInput, Slot, SlotsFile } from "@quad/runtime";
+import { alignToGrid, type Factors, factorScales, productError } from "../alignment/index.ts";
+import { type BitWidth, dequantize, type Encoding, quantize } from "../quantization/index.ts";
+
+/** Scales of one slot's two factors: symmetric, one for the whole tensor, shared by all adapters of a profile. */
+export interface SlotScales {
+  a: number;
+  b: number;
+}
+
+/** An adapter's factors by slot name, as matrices: A `[in, rank]` (convolutions: `[in * kh * kw, rank]`), B `[rank, out]`. */
+export type AdapterFactors = Map<string, Factors>;
+
+/** Reads an exposed adapter's tensors (in graph layout, padded to `rank`) into matrices. */
+export function factorsOf(
+  tensors: ReadonlyMap<string, Float32Array>,
+  slots: readonly Slot[],
+  fileRank: number,
+  rank: number,
+): AdapterFactors {
+  const factors: AdapterFactors = new Map();
+  for (const slot of slots) {
+    const a = tensors.get(slot.inputA);
+    const b = tensors.get(slot.inputB);
+    if (!a || !b) continue;
+    const inFeatures = a.length / fileRank;
+    const outFeatures = b.length / fileRank;
+    const isConv = slot.kind === "conv";
+    factors.set(slot.name, {
+      A: resize(isConv ? transpose(a, fileRank, inFeatures) : a, inFeatures, fileRank, rank),
+      B: isConv
+        ? resizeRows(transpose(b, outFeatures, fileRank), rank * outFeatures)
+        : resizeRows(b, rank * outFeatures),
+      inFeatures,
+      rank,
+      outFeatures,
+    });
+  }
+  return factors;
+}
+
+/** Scales of every slot from the adapters that define the profile. Slots that none of them has take the others' median. */
+export function slotScales(
+  adapters: readonly AdapterFactors[],
+  slots: readonly Slot[],
+  bits: BitWidth,
+  headroom: number,
+): Map<string, SlotScales> {
+  const scales = new Map<string, SlotScales>();
+  for (const slot of slots) {
+    const present = adapters.map((adapter) => adapter.get(slot.name)).filter((factors) => factors !== undefined);
+    if (present.length === 0) continue;
+    const { scaleA, scaleB } = factorScales(present, bits, headroom);
+    scales.set(slot.name, { a: scaleA, b: scaleB });
+  }
+  const median = (values: number[]) => values.sort((x, y) => x - y)[values.length >> 1] ?? 1 / 127;
+  const fallback = {
+    a: median([...scales.values()].map(({ a }) => a)),
+    b: median([...scales.values()].map(({ b }) => b)),
+  };
+  for (const slot of slots) if (!scales.has(slot.name)) scales.set(slot.name, fallback);
+  return scales;
+}
+
+/** How one slot of an adapter fits its scales. */
+export interface SlotFit {
+  slot: string;
+  /** Relative error of the product A B on the grid, Frobenius norm. */
+  error: number;
+  /** The same without alignment. */
+  errorBefore: number;
+  clippedA: number;
+  clippedB: number;
+}
+
+export interface EncodedAdapter {
+  rank: number;
+  /** Codes in the graph inputs' layouts. */
+  codes: SafetensorsInput[];
+  /** What the codes stand for, float32, in the graph inputs' layouts. */
+  values: SafetensorsInput[];
+  fit: SlotFit[];
+}
+
+/**
+ * Encodes an adapter on shared scales. With `align`, its factors are first brought into the gauge `(A G)(G^-1 B)` that fits
+ * the scales best: exact in full precision.
+ */
+export function encodeAdapter(
+  factors: AdapterFactors,
+  slots: readonly Slot[],
+  scales: ReadonlyMap<string, SlotScales>,
+  bits: BitWidth,
+  align: boolean,
+): EncodedAdapter {
+  const codes: SafetensorsInput[] = [];
+  const values: SafetensorsInput[] = [];
+  const fit: SlotFit[] = [];
+  let rank = 0;
+  for (const slot of slots) {
+    const given = factors.get(slot.name);
+    const scale = scales.get(slot.name);
+    if (!given || !scale) continue;
+    rank = given.rank;
+    const placed = align
+      ? alignToGrid({ ...given, scaleA: scale.a, scaleB: scale.b, bits, refine: true })
+      : { ...plain(given, scale, bits) };
+    fit.push({
+      slot: slot.name,
+      error: placed.error,
+      errorBefore: placed.errorBefore,
+      clippedA: placed.clippedA,
+      clippedB: placed.clippedB,
+    });
+    const isConv = slot.kind === "conv";
+    const shape = (dims: Slot["shapeA"]) => dims.map((dim) => (dim === "rank" ? given.rank : dim));
+    const a = isConv ? transpose(placed.A, given.inFeatures, given.rank) : placed.A;
+    const b = isConv ? transpose(placed.B, given.rank, given.outFeatures) : placed.B;
+    for (const [name, data, dims, step] of [
+      [slot.inputA, a, shape(slot.shapeA), scale.a],
+      [slot.inputB, b, shape(slot.shapeB), scale.b],
+    ] as const) {
+      const encoding = factorEncoding(step, bits);
+      const quantized = quantize(data, dims, encoding);
+      codes.push({ name, dtype: bits === 8 ? "I8" : "I16", shape: dims, data: quantized });
+      values.push({ name, dtype: "F32", shape: dims, data: dequantize(quantized, dims, encoding) });
+    }
+  }
+  return { rank, codes, values, fit };
+}
+
+export function factorEncoding(scale: number, bits: BitWidth): Encoding {
+  return { bits, signed: true, symmetric: true, scale: Float32Array.of(scale), zeroPoint: Int32Array.of(0) };
+}
+
+function plain(factors: Factors, scale: SlotScales, bits: BitWidth) {
+  const { error, clippedA, clippedB } = productError(factors, bits, { scaleA: scale.a, scaleB: scale.b });
+  return { A: factors.A, B: factors.B, error, errorBefore: error, clippedA, clippedB };
+}
+
+/** `[rows, columns]` -> `[columns, rows]` */
+export function transpose(matrix: Float32Array, rows: number, columns: number): Float32Array<ArrayBuffer> {
+  const result = new Float32Array(matrix.length);
+  for (let row = 0; row < rows; row++) {
+    for (let column = 0; column < columns; column++) result[column * rows + row] = matrix[row * columns + column];
+  }
+  return result;
+}
+
+/** `[rows, columns]` -> `[rows, width]`, padded with zeros. */
+function resize(matrix: Float32Array, rows: number, columns: number, width: number): Float32Array {
+  if (width === columns) return matrix;
+  const result = new Float32Array(rows * width);
+  for (let row = 0; row < rows; row++) result.set(matrix.subarray(row * columns, (row + 1) * columns), row * width);
+  return result;
+}
+
+function resizeRows(matrix: Float32Array, length: number): Float32Array {
+  if (matrix.length === length) return matrix;
+  const result = new Float32Array(length);
+  result.set(matrix);
+  return result;
+}

@@ -1,0 +1,44 @@
+import { z } from "zod";
+
+const rangeMethodSchema = z.discriminatedUnion("kind", [
+  z.strictObject({ kind: z.literal("min-max") }),
+  z.strictObject({ kind: z.literal("percentile"), p: z.number().gt(50).max(100) }),
+  z.strictObject({ kind: z.literal("mse") }),
+]);
+
+/**
+ * What gets quantized how: chosen by people, kept apart from what calibration saw (observations) and from what was
+ * found (profile).
+ */
+export const policySchema = z.strictObject({
+  /** Bits of the base's weights, symmetric, per output channel. */
+  weightBits: z.union([z.literal(4), z.literal(8)]).default(8),
+  weightMethod: z.enum(["min-max", "mse"]).default("mse"),
+  /** Bits of adapter factors, symmetric, one scale per slot and factor. */
+  adapterBits: z.union([z.literal(8), z.literal(16)]).default(8),
+  /** Range of wide (16-bit) activations. */
+  wideRange: rangeMethodSchema.default({ kind: "min-max" }),
+  /** Range of narrow (8-bit) activations. */
+  narrowRange: rangeMethodSchema.default({ kind: "mse" }),
+  /** Weigh groups of time steps by their own spread, so that late steps with small values keep their resolution. */
+  balanceSteps: z.boolean().default(true),
+  /** Share of layers whose inputs get 8 bits, 0 to 1. Other activations keep 16 (npu) or stay float (cpu). */
+  narrowShare: z.number().min(0).max(1).default(0),
+  /** Also round everything between the layers to 8 bits. What the paper's fully 8-bit model does, and why it collapses. */
+  narrowEverything: z.boolean().default(false),
+  /** Layers that stay wide whatever the share: regular expressions over their names. */
+  keepWide: z.array(z.string()).default([]),
+  /**
+   * How far shared factor scales reach beyond the adapters they are taken from: room for adapters that come later, and
+   * for blends. 1 = none.
+   */
+  headroom: z.number().min(1).default(4),
+  /** Use the factors' gauge freedom to fit each adapter to the shared scales. */
+  align: z.boolean().default(true),
+  /** "auto" takes the anchor unless all adapters are about equally sensitive. */
+  strategy: z.enum(["auto", "anchor", "unified"]).default("auto"),
+  /** Relative spread of the scores, (max - min) / max, below which "auto" merges all distributions. */
+  unifiedThreshold: z.number().min(0).max(1).default(0.2),
+});
+export type Policy = z.infer<typeof policySchema>;
+export type PolicyInput = z.input<typeof policySchema>;
