@@ -5,6 +5,7 @@ import { makesSequence, outputDataType } from "../ir/operator-types.ts";
 import { elementCount, type NumericDataType, Tensor } from "../ir/tensor.ts";
 import { tensorType, type Value } from "../ir/value.ts";
 import { runModel } from "./run.ts";
+import { replaceLayersByShapes } from "./shape-probe.ts";
 
 /** Lengths for the symbolic dimensions of graph inputs: by symbol (`batch`), or whole shapes by input name. */
 export interface ShapeBindings {
@@ -81,22 +82,28 @@ export async function inferShapes(
     feeds[input.name] = samples[input.name] ?? onesTensor(dataType, dims);
     input.type = tensorType(dataType, dims);
   }
-  const probe = cloneModel(model);
-  probe.graph.outputs.length = 0;
-  const probes: [string, Value][] = [];
-  const twins = probe.graph.valuesByName();
+  const values: Value[] = [];
   for (const node of model.graph.sorted()) {
     node.outputs.forEach((value, index) => {
       if (!value || value.type?.kind === "opaque" || makesSequence(node)) return;
       const dataType = value.dataType ?? outputDataType(node, index);
       if (dataType) value.type = tensorType(dataType, null);
-      const twin = twins.get(value.name)!;
-      const shape = probe.graph.apply("Shape", [twin], { name: `shape_of_${probes.length}` });
-      shape.type = tensorType("int64", null);
-      probe.graph.outputs.push(shape);
-      probes.push([shape.name, value]);
+      values.push(value);
     });
   }
+  const probe = cloneModel(model);
+  probe.graph.outputs.length = 0;
+  const probes: [string, Value][] = [];
+  const twins = probe.graph.valuesByName();
+  // Last value first: ONNX Runtime works its way to the last leaf of the graph before it turns to the one before, and a
+  // value stays in memory until its Shape has run.
+  for (const value of values.reverse()) {
+    const shape = probe.graph.apply("Shape", [twins.get(value.name)!], { name: `shape_of_${probes.length}` });
+    shape.type = tensorType("int64", null);
+    probe.graph.outputs.push(shape);
+    probes.push([shape.name, value]);
+  }
+  replaceLayersByShapes(probe);
   const shapes = await runModel(probe, feeds, { graphOptimizationLevel: "disabled" });
   for (const [name, value] of probes) {
     const dims = shapes.get(name)!.toNumbers();

@@ -1,5 +1,6 @@
 import type { Graph } from "../ir/graph.ts";
 import type { Node } from "../ir/node.ts";
+import type { Tensor } from "../ir/tensor.ts";
 import type { Value } from "../ir/value.ts";
 import type { Pass } from "./pass.ts";
 
@@ -38,7 +39,7 @@ function removeIdentities(graph: Graph, inputs: ReadonlySet<Value>): number {
 function passedThrough(node: Node, inputs: ReadonlySet<Value>): Value | null {
   if (node.domain !== "") return null;
   const neutral = (operand: number, constant: number, element: number) =>
-    !inputs.has(node.input(constant)) && isNeutral(node.input(operand), node.input(constant), element)
+    !inputs.has(node.input(constant)) && isNeutral(node.input(operand), node.input(constant), element, inputs)
       ? node.input(operand)
       : null;
   switch (node.opType) {
@@ -69,11 +70,33 @@ function passedThrough(node: Node, inputs: ReadonlySet<Value>): Value | null {
 }
 
 /** Whether a constant is all `element` and does not enlarge the operand by broadcasting. */
-function isNeutral(operand: Value, constant: Value, element: number): boolean {
-  const tensor = constant.initializer;
-  if (!tensor || tensor.strings || tensor.byteLength > 1 << 24) return false;
-  if (tensor.dims.length > 0 && !broadcastsInto(tensor.dims, operand.concreteShape)) return false;
-  return tensor.toNumbers().every((number) => number === element);
+function isNeutral(operand: Value, constant: Value, element: number, inputs: ReadonlySet<Value>): boolean {
+  if (uniformValue(constant, inputs) !== element) return false;
+  const dims = constant.concreteShape;
+  return dims !== null && (dims.length === 0 || broadcastsInto(dims, operand.concreteShape));
+}
+
+/**
+ * The number that every element of a constant is, or null. Constants that are still computed (exporters multiply an
+ * attention mask of ConstantOfShape, as large as the scores, by 0) are seen through, so that nothing has to hold them.
+ */
+function uniformValue(value: Value, inputs: ReadonlySet<Value>): number | null {
+  if (inputs.has(value)) return null;
+  if (value.initializer) return uniformContent(value.initializer);
+  const node = value.producer;
+  if (node?.domain !== "") return null;
+  if (node.opType === "Constant") return uniformContent(node.tensor("value"));
+  if (node.opType === "ConstantOfShape") return node.attributes.size === 0 ? 0 : uniformContent(node.tensor("value"));
+  if (node.opType !== "Mul") return null;
+  const left = uniformValue(node.input(0), inputs);
+  const right = left === null ? null : uniformValue(node.input(1), inputs);
+  return left === null || right === null ? null : left * right;
+}
+
+function uniformContent(tensor: Tensor | null): number | null {
+  if (!tensor || tensor.strings || tensor.byteLength > 1 << 24 || tensor.elementCount === 0) return null;
+  const numbers = tensor.toNumbers();
+  return numbers.every((number) => number === numbers[0]) ? numbers[0] : null;
 }
 
 function broadcastsInto(dims: readonly number[], target: readonly number[] | null): boolean {

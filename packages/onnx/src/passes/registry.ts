@@ -7,8 +7,11 @@ import { identityRemoval } from "./identity-removal.ts";
 import type { Pass } from "./pass.ts";
 import { shapeSpecialization } from "./shape-specialization.ts";
 
-/** Passes that need nothing but the model, in the order in which they help each other. */
-export const passes: readonly Pass[] = [constantFolding(), identityRemoval, commonSubexpressions, deadCodeElimination];
+/**
+ * Passes that need nothing but the model, in the order in which they help each other. Identities and dead code go before
+ * folding: a zero attention mask must vanish before anything computes it, at gigabytes apiece.
+ */
+export const passes: readonly Pass[] = [identityRemoval, deadCodeElimination, constantFolding(), commonSubexpressions];
 
 export interface PassResult {
   pass: string;
