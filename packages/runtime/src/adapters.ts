@@ -1,9 +1,10 @@
 import type { Tensor } from "onnxruntime-common";
-import { concatenateAlong, sliceAlong } from "./arrays.ts";
-import type { Slot, SlotsFile } from "./configs.ts";
+import { type BundleIdentity, readAdapterFile } from "./adapter-file.ts";
+import { type AdapterInput, adapterInputs, concrete, zerosOf } from "./adapter-inputs.ts";
+import { concatenateAlong, type NumberArray, sliceAlong } from "./arrays.ts";
+import type { SlotsFile } from "./configs.ts";
 import { InputError } from "./errors.ts";
 import { type Component, floatTensor, type OrtModule, tensorData, tensorFrom } from "./ort.ts";
-import { parseSafetensors, toFloat32 } from "./safetensors.ts";
 
 /** Adapter names with their strengths; empty is the base model. */
 export type Strengths = ReadonlyMap<string, number>;
@@ -19,24 +20,18 @@ interface Stack {
   tensors: ReadonlyMap<string, Tensor>;
 }
 
-/** One adapter input of a graph. */
-interface AdapterInput {
-  name: string;
-  type: Tensor.Type;
-  shape: Slot["shapeA"];
-  rankAxis: number;
-}
-
 /**
  * The adapters of one pipeline, and the tensors that select among them.
  *
  * An adapter's tensors are made once, when it is added. Selecting one passes them by reference; a blend
  * `sum_i s_i B_i (A_i x)` is one adapter again, with the A and B of its members side by side along the rank and
- * `s_i` repeated over the ranks of member i.
+ * `s_i` repeated over the ranks of member i. Graphs of bundles take integer codes instead of floats: all adapters share the
+ * scales and 0 stands for zero, so that codes side by side are the blend too, and nothing is ever rounded here.
  */
 export class AdapterBank {
   readonly #ort: OrtModule;
   readonly #fixedRank: number | undefined;
+  readonly #identity: BundleIdentity | undefined;
   readonly #inputs: AdapterInput[] = [];
   /** Component to strength input. */
   readonly #strengthInputs = new Map<string, { name: string; type: Tensor.Type; inputs: string[] }>();
@@ -44,11 +39,12 @@ export class AdapterBank {
   #base: Stack | undefined;
   /** The blend in use, kept while only its strengths change. */
   #blend: { key: string; stack: Stack } | undefined;
-  #zeros = new Float32Array(0);
+  #zeros = new ArrayBuffer(0);
 
   /**
    * @param components the opened graphs that `slots` speaks of
    * @param file of the slots, for messages
+   * @param identity of the bundle the graphs belong to: adapters made for another one are then refused
    * @throws InputError when the graphs have not the inputs that the slots name
    */
   constructor(
@@ -56,30 +52,21 @@ export class AdapterBank {
     slots: SlotsFile,
     components: ReadonlyMap<string, Pick<Component, "input">>,
     file: string,
+    identity?: BundleIdentity,
   ) {
     this.#ort = ort;
+    this.#identity = identity;
     this.#fixedRank = slots.rank.kind === "fixed" ? slots.rank.rank : undefined;
-    for (const [name, { strengthInput, slots: layers }] of Object.entries(slots.components)) {
+    for (const [name, layout] of Object.entries(slots.components)) {
       const component = components.get(name);
       if (!component) {
         throw new InputError({ what: "slots for a graph that this pipeline does not open", file, where: name });
       }
-      const names: string[] = [];
-      for (const slot of layers) {
-        for (const [input, shape] of [
-          [slot.inputA, slot.shapeA],
-          [slot.inputB, slot.shapeB],
-        ] as const) {
-          const rankAxis = shape.indexOf("rank");
-          if (rankAxis < 0 || rankAxis !== shape.lastIndexOf("rank")) {
-            throw new InputError({ what: 'a shape needs the dimension "rank" exactly once', file, where: input });
-          }
-          this.#inputs.push({ name: input, type: component.input(input).type, shape, rankAxis });
-          names.push(input);
-        }
-      }
+      const inputs = adapterInputs(layout, component, file);
+      this.#inputs.push(...inputs);
+      const { strengthInput } = layout;
       const { type } = component.input(strengthInput);
-      this.#strengthInputs.set(name, { name: strengthInput, type, inputs: names });
+      this.#strengthInputs.set(name, { name: strengthInput, type, inputs: inputs.map((input) => input.name) });
     }
   }
 
@@ -99,11 +86,13 @@ export class AdapterBank {
 
   /**
    * Reads an adapter: safetensors with the graph inputs' names, one rank for the whole file. Slots it leaves out do nothing.
+   * Graphs with float inputs take files of any float type; those with integer inputs take codes (I8, I16) of their bundle.
    *
-   * @throws InputError when tensors are unknown or halved, shapes do not fit, or the rank exceeds what the graph takes
+   * @throws InputError when tensors are unknown or halved, shapes or element types do not fit, the rank exceeds what the graph
+   *   takes, or the codes belong to another bundle
    */
   add(name: string, bytes: Uint8Array, file: string): void {
-    const { tensors, metadata, rank } = this.#read(bytes, file);
+    const { tensors, ownRank, rank } = readAdapterFile(bytes, file, this.#inputs, this.#identity);
     const tensorRank = this.#fixedRank ?? rank;
     if (rank > tensorRank) {
       throw new InputError({
@@ -121,13 +110,11 @@ export class AdapterBank {
       const padded = values && sliceAlong(values, concrete(input.shape, rank), input.rankAxis, tensorRank);
       complete.set(
         input.name,
-        padded ? floatTensor(this.#ort, input.type, padded, dims) : this.#zero(input, tensorRank),
+        padded ? tensorFrom(this.#ort, { type: input.type, data: padded, dims }) : this.#zero(input, tensorRank),
       );
     }
     // A file may be padded itself: then only its own ranks take part in blends.
-    const stated = Number(metadata["quad.rank"] ?? rank);
-    const own = Number.isInteger(stated) && stated > 0 && stated < rank ? stated : rank;
-    this.#adapters.set(name, { ranks: [own], tensors: complete });
+    this.#adapters.set(name, { ranks: [ownRank], tensors: complete });
     this.#blend = undefined;
   }
 
@@ -194,7 +181,7 @@ export class AdapterBank {
     for (const { name, shape, rankAxis, type } of this.#inputs) {
       const parts = members.map((member, index) => {
         const tensor = tensorData(member.tensors.get(name)!);
-        return sliceAlong(tensor.data as Float32Array | Uint16Array, tensor.dims, rankAxis, ranks[index]!);
+        return sliceAlong(tensor.data as NumberArray, tensor.dims, rankAxis, ranks[index]!);
       });
       const joined = concatenateAlong(parts, concrete(shape, 1), rankAxis);
       const data = sliceAlong(joined, concrete(shape, sum), rankAxis, rank);
@@ -203,56 +190,17 @@ export class AdapterBank {
     return { ranks, tensors };
   }
 
-  #read(bytes: Uint8Array, file: string) {
-    const parsed = parseSafetensors(bytes, file);
-    const known = new Map(this.#inputs.map((input) => [input.name, input]));
-    const tensors = new Map<string, Float32Array>();
-    let rank: number | undefined;
-    for (const [name, tensor] of parsed.tensors) {
-      const input = known.get(name);
-      if (!input) {
-        throw new InputError({
-          what: "the graphs have no such adapter input",
-          file,
-          where: name,
-          fix: "The adapter was prepared for another exposed model: run quad expose with it again",
-        });
-      }
-      rank ??= tensor.shape[input.rankAxis] ?? 0;
-      const expected = concrete(input.shape, rank);
-      if (tensor.shape.join() !== expected.join()) {
-        throw new InputError({
-          what: "the tensor's shape does not fit the graph",
-          file,
-          where: name,
-          expected: `[${expected.join(", ")}]`,
-          got: `[${tensor.shape.join(", ")}]`,
-        });
-      }
-      tensors.set(name, toFloat32(tensor, file));
-    }
-    if (!rank) throw new InputError({ what: "the file holds no adapter tensors", file });
-    for (let index = 0; index < this.#inputs.length; index += 2) {
-      const [a, b] = [this.#inputs[index]!.name, this.#inputs[index + 1]!.name];
-      if (tensors.has(a) === tensors.has(b)) continue;
-      throw new InputError({ what: "one half of a slot is missing", file, where: tensors.has(a) ? b : a });
-    }
-    return { tensors, metadata: parsed.metadata, rank };
-  }
-
   #nothing(rank: number): Map<string, Tensor> {
     return new Map(this.#inputs.map((input) => [input.name, this.#zero(input, rank)]));
   }
 
   /** Zeros for a slot without an adapter: all slots share one buffer, as large as the largest needs. */
-  #zero({ type, shape }: AdapterInput, rank: number): Tensor {
-    const dims = concrete(shape, rank);
-    const size = dims.reduce((product, length) => product * length, 1);
-    if (this.#zeros.length < size) {
-      const largest = this.#inputs.map((input) => concrete(input.shape, rank).reduce((a, b) => a * b, 1));
-      this.#zeros = new Float32Array(Math.max(...largest));
-    }
-    return floatTensor(this.#ort, type, this.#zeros.subarray(0, size), dims);
+  #zero(input: AdapterInput, rank: number): Tensor {
+    const dims = concrete(input.shape, rank);
+    const needed = Math.max(...this.#inputs.map(({ shape }) => product(concrete(shape, rank))));
+    const largestElement = 4;
+    if (this.#zeros.byteLength < needed * largestElement) this.#zeros = new ArrayBuffer(needed * largestElement);
+    return tensorFrom(this.#ort, { type: input.type, data: zerosOf(input, this.#zeros, product(dims)), dims });
   }
 
   #rankOf(stack: Stack): number | undefined {
@@ -261,6 +209,6 @@ export class AdapterBank {
   }
 }
 
-function concrete(shape: Slot["shapeA"], rank: number): number[] {
-  return shape.map((size) => (size === "rank" ? rank : size));
+function product(sizes: readonly number[]): number {
+  return sizes.reduce((result, size) => result * size, 1);
 }

@@ -1,4 +1,5 @@
-type NumberArray = Float32Array | Uint16Array;
+/** Contents of the tensors that adapters consist of: floats, the bits of float16, or integer codes. */
+export type NumberArray = Float32Array | Uint16Array | Int8Array | Int16Array;
 
 /**
  * Resizes one axis of a row-major tensor: cuts its end off, or pads it with zeros. The same array when nothing changes.

@@ -20,6 +20,11 @@ const slotSchema = z.strictObject({
 const componentSlotsSchema = z.strictObject({
   /** Graph input `[rank]`: one factor per rank, shared by all slots of the component. */
   strengthInput: z.string(),
+  /**
+   * Element type of the factors. Integers are codes on the symmetric grids of a bundle's profile, 0 standing for zero; the
+   * graph multiplies them by its scales. Left out: a float type, as the graph says.
+   */
+  elementType: z.enum(["float32", "int8", "int16"]).optional(),
   slots: z.array(slotSchema).min(1),
 });
 

@@ -37,7 +37,14 @@ const metadataSchema = z.strictObject({
 /** One safetensors file; names and sizes stand in its metadata. */
 export async function writeObservations(path: string, observations: Observations): Promise<void> {
   const { names, stepGroups, bins, low, high, tasks } = observations;
-  const metadata = { format: "quad-observations", version: 1, names, stepGroups, bins, tasks: tasks.map(({ task }) => task) };
+  const metadata = {
+    format: "quad-observations",
+    version: 1,
+    names,
+    stepGroups,
+    bins,
+    tasks: tasks.map(({ task }) => task),
+  };
   const shape = [stepGroups, names.length];
   await writeSafetensors(
     path,

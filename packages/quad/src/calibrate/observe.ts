@@ -1,8 +1,8 @@
 import type { Model } from "@quad/onnx";
 import type { Pipeline, TensorData } from "@quad/runtime";
 import { openWithGraph } from "../simulate/open-with-graph.ts";
-import { histogramGraph, observed, rangeGraph } from "./observing-graph.ts";
 import type { Observations, TaskObservations } from "./observations.ts";
+import { histogramGraph, observed, rangeGraph } from "./observing-graph.ts";
 import type { Trajectory } from "./trajectory.ts";
 
 export interface ObserveOptions {

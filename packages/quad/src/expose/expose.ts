@@ -202,8 +202,7 @@ async function copyOtherFiles(folder: ModelFolder, exposed: readonly Model[], ta
   const folders = new Set(exposed.map((model) => dirname(resolve(model.file))));
   const isOtherWeights = (path: string) =>
     folders.has(dirname(path)) && /\.(onnx|onnx_data|onnx\.data|safetensors|bin|msgpack)$/.test(path);
-  for (const entry of await readdir(folder.path)) {
-    if (entry === "adapters" || entry === "samples" || entry.startsWith(".")) continue;
+  for (const entry of folder.entries) {
     await cp(join(folder.path, entry), join(target, entry), {
       recursive: true,
       dereference: true, // model caches hold links; what is written stands on its own

@@ -1,5 +1,5 @@
 import { existsSync, statSync } from "node:fs";
-import { readFile } from "node:fs/promises";
+import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { InputError, loadModel, type Model } from "@quad/onnx";
 import { z } from "zod";
@@ -16,6 +16,8 @@ export interface ModelFolder {
   denoiser: "unet" | "transformer";
   /** Components that adapters can change and that the folder holds as ONNX, the denoiser first. */
   adaptable: AdapterComponent[];
+  /** Files and folders that make up the pipeline (and its licence), sorted; everything else in the folder is somebody's own. */
+  entries: string[];
 }
 
 const adaptableComponents: readonly AdapterComponent[] = ["unet", "transformer", "text_encoder", "text_encoder_2"];
@@ -39,7 +41,11 @@ export async function openModelFolder(path: string): Promise<ModelFolder> {
       fix: "Export the pipeline with Optimum: optimum-cli export onnx --model MODEL FOLDER",
     });
   }
-  const { _class_name: pipelineClass } = parseJsonFile(index, await readFile(index, "utf8"), modelIndexSchema);
+  const modelIndex = parseJsonFile(index, await readFile(index, "utf8"), modelIndexSchema);
+  const { _class_name: pipelineClass } = modelIndex;
+  const entries = (await readdir(path)).filter(
+    (name) => name in modelIndex || /^(model_index\.json|tasks\.json|(readme|licen[cs]e|notice)\b.*)$/i.test(name),
+  );
   const adaptable = adaptableComponents.filter((component) => existsSync(componentFile(path, component)));
   const denoiser = adaptable.find((component) => component === "unet" || component === "transformer");
   if (denoiser !== "unet" && denoiser !== "transformer") {
@@ -49,7 +55,7 @@ export async function openModelFolder(path: string): Promise<ModelFolder> {
       fix: "Export the pipeline to ONNX first; PyTorch weights alone are not enough.",
     });
   }
-  return { path, pipelineClass, denoiser, adaptable };
+  return { path, pipelineClass, denoiser, adaptable, entries: entries.sort() };
 }
 
 export function componentFile(folder: string, component: string): string {

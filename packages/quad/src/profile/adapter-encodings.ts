@@ -1,6 +1,6 @@
-import type { SafetensorsInput, Slot, SlotsFile } from "@quad/runtime";
+import type { SafetensorsInput, Slot } from "@quad/runtime";
 import { alignToGrid, type Factors, factorScales, productError } from "../alignment/index.ts";
-import { type BitWidth, dequantize, type Encoding, quantize } from "../quantization/index.ts";
+import { type BitWidth, clippedShare, dequantize, type Encoding, quantize } from "../quantization/index.ts";
 
 /** Scales of one slot's two factors: symmetric, one for the whole tensor, shared by all adapters of a profile. */
 export interface SlotScales {
@@ -104,7 +104,7 @@ export function encodeAdapter(
     rank = given.rank;
     const placed = align
       ? alignToGrid({ ...given, scaleA: scale.a, scaleB: scale.b, bits, refine: true })
-      : { ...plain(given, scale, bits) };
+      : plain(given, scale, bits);
     fit.push({
       slot: slot.name,
       error: placed.error,
@@ -133,9 +133,12 @@ export function factorEncoding(scale: number, bits: BitWidth): Encoding {
   return { bits, signed: true, symmetric: true, scale: Float32Array.of(scale), zeroPoint: Int32Array.of(0) };
 }
 
-function plain(factors: Factors, scale: SlotScales, bits: BitWidth) {
-  const { error, clippedA, clippedB } = productError(factors, bits, { scaleA: scale.a, scaleB: scale.b });
-  return { A: factors.A, B: factors.B, error, errorBefore: error, clippedA, clippedB };
+/** The factors as they are, without alignment. */
+function plain({ A, B, ...sizes }: Factors, scale: SlotScales, bits: BitWidth) {
+  const error = productError({ A, B, ...sizes }, bits, { scaleA: scale.a, scaleB: scale.b });
+  const clippedA = clippedShare(A, factorEncoding(scale.a, bits));
+  const clippedB = clippedShare(B, factorEncoding(scale.b, bits));
+  return { A, B, error, errorBefore: error, clippedA, clippedB };
 }
 
 /** `[rows, columns]` -> `[columns, rows]` */

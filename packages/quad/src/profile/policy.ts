@@ -24,6 +24,8 @@ export const policySchema = z.strictObject({
   balanceSteps: z.boolean().default(true),
   /** Share of layers whose inputs get 8 bits, 0 to 1. Other activations keep 16 (npu) or stay float (cpu). */
   narrowShare: z.number().min(0).max(1).default(0),
+  /** Instead of a share: as many narrow layers as keep the denoiser's signal to noise above this, dB. */
+  narrowFloor: z.number().optional(),
   /** Also round everything between the layers to 8 bits. What the paper's fully 8-bit model does, and why it collapses. */
   narrowEverything: z.boolean().default(false),
   /** Layers that stay wide whatever the share: regular expressions over their names. */

@@ -1,0 +1,126 @@
+import { join } from "node:path";
+import { InputError, loadModel } from "@quad/onnx";
+import type { SlotsFile } from "@quad/runtime";
+import { readSlots } from "../expose/slots.ts";
+import { componentFile } from "../model/model-folder.ts";
+import { openFolder } from "../open.ts";
+import { type DenoiserShape, prepareGraph } from "../simulate/prepare-graph.ts";
+import { findQuantizable } from "../simulate/quantizable.ts";
+import { type Observations, writeObservations } from "./observations.ts";
+import { defaultObserveOptions, observe } from "./observe.ts";
+import {
+  type ModelCall,
+  readTrajectory,
+  recordTrajectory,
+  type TaskCase,
+  type Trajectory,
+  writeTrajectory,
+} from "./trajectory.ts";
+
+export interface CalibrateOptions {
+  signal?: AbortSignal;
+  onProgress?: (stage: string, done: number, total: number) => void;
+}
+
+/**
+ * Stage: exposed folder and a task's cases -> trajectory file. The full-precision pipeline draws every case; all that the
+ * denoiser saw and said is kept.
+ */
+export async function recordTask(
+  exposed: string,
+  task: string,
+  cases: readonly TaskCase[],
+  file: string,
+  options: CalibrateOptions = {},
+): Promise<void> {
+  const pipeline = await openFolder(exposed);
+  try {
+    const trajectory = await recordTrajectory(pipeline, task, cases, {
+      ...(options.signal ? { signal: options.signal } : {}),
+      onProgress: (done, total) => options.onProgress?.(`recording ${task}`, done, total),
+    });
+    await writeTrajectory(file, trajectory);
+  } finally {
+    await pipeline.dispose();
+  }
+}
+
+/** Stage: exposed folder and trajectory files -> observations file. */
+export async function observeTasks(
+  exposed: string,
+  trajectoryFiles: readonly string[],
+  file: string,
+  options: CalibrateOptions & Partial<typeof defaultObserveOptions> = {},
+): Promise<Observations> {
+  const { component, slots } = await denoiserSlots(exposed);
+  const trajectories = alignBatches(await Promise.all(trajectoryFiles.map(readTrajectory)));
+  const shape = shapeOf(trajectories);
+  const prepared = await prepareGraph(loadModel(componentFile(exposed, component)), slots, shape);
+  const names = findQuantizable(prepared, slots).activations.map(({ name }) => name);
+  const observations = await observe(exposed, component, prepared, names, trajectories, {
+    ...defaultObserveOptions,
+    ...options,
+  });
+  await writeObservations(file, observations);
+  return observations;
+}
+
+/** The denoiser's name and slots in an exposed folder. */
+export async function denoiserSlots(
+  exposed: string,
+): Promise<{ component: "unet" | "transformer"; slots: SlotsFile["components"][string]; file: SlotsFile }> {
+  const file = await readSlots(exposed);
+  for (const component of ["unet", "transformer"] as const) {
+    const slots = file.components[component];
+    if (slots) return { component, slots, file };
+  }
+  throw new InputError({
+    what: "the denoiser has no adapter slots",
+    file: join(exposed, "slots.json"),
+    fix: "Expose the model with at least one adapter for its denoiser.",
+  });
+}
+
+/** The sizes that the recorded calls have in common. */
+export function shapeOf(trajectories: readonly Trajectory[]): DenoiserShape {
+  const { inputs } = trajectories[0].calls[0];
+  const [sample, states] = [4, 3].map((axes) => Object.values(inputs).find(({ dims }) => dims.length === axes)!);
+  const shape = { batch: sample.dims[0], height: sample.dims[2], width: sample.dims[3], tokens: states.dims[1] };
+  for (const { task, calls } of trajectories) {
+    for (const call of calls) {
+      for (const [name, tensor] of Object.entries(call.inputs)) {
+        if (tensor.dims.join() === inputs[name]?.dims.join()) continue;
+        throw new InputError({
+          what: "tasks draw pictures of different sizes; one graph has one size",
+          where: `task "${task}", input "${name}"`,
+          expected: `[${inputs[name]?.dims}]`,
+          got: `[${tensor.dims}]`,
+          fix: "Give all tasks the same width and height.",
+        });
+      }
+    }
+  }
+  return shape;
+}
+
+/** Tasks without guidance run single rows: these are repeated up to the largest batch, as the fixed graph will. */
+export function alignBatches(trajectories: Trajectory[]): Trajectory[] {
+  const batchOf = (call: ModelCall) => call.output.dims[0];
+  const batch = Math.max(...trajectories.flatMap(({ calls }) => calls.map(batchOf)));
+  return trajectories.map(({ task, calls }) => ({
+    task,
+    calls: calls.map((call) => {
+      const rows = batchOf(call);
+      if (rows === batch) return call;
+      const repeat = (tensor: ModelCall["output"]): ModelCall["output"] => {
+        if (tensor.dims.length < 2) return tensor;
+        const source = tensor.data as Float32Array;
+        const data = new Float32Array((source.length / rows) * batch);
+        for (let at = 0; at < data.length; at += source.length) data.set(source.subarray(0, data.length - at), at);
+        return { ...tensor, dims: [batch, ...tensor.dims.slice(1)], data };
+      };
+      const inputs = Object.fromEntries(Object.entries(call.inputs).map(([name, tensor]) => [name, repeat(tensor)]));
+      return { ...call, inputs, output: repeat(call.output) };
+    }),
+  }));
+}

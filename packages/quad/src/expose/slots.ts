@@ -1,0 +1,22 @@
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { InputError } from "@quad/onnx";
+import { type SlotsFile, slotsFileSchema } from "@quad/runtime";
+import { parseJsonFile } from "../model/model-folder.ts";
+
+/** @throws InputError if the folder is no exposed folder */
+export async function readSlots(exposed: string): Promise<SlotsFile> {
+  const file = join(exposed, "slots.json");
+  let text: string;
+  try {
+    text = await readFile(file, "utf8");
+  } catch {
+    throw new InputError({
+      what: "there is no slots.json",
+      file: exposed,
+      expected: "a folder written by quad expose",
+      fix: "Run quad expose first.",
+    });
+  }
+  return parseJsonFile(file, text, slotsFileSchema);
+}

@@ -1,0 +1,78 @@
+import { readFile } from "node:fs/promises";
+import { InputError } from "@quad/onnx";
+import { z } from "zod";
+import { writeFileAtomically } from "../files/atomic.ts";
+import { parseJsonFile } from "../model/model-folder.ts";
+import type { Encoding } from "../quantization/index.ts";
+import { policySchema } from "./policy.ts";
+
+const bitsSchema = z.union([z.literal(8), z.literal(16)]);
+
+const scoresSchema = z.strictObject({
+  /** Quantization sensitivity score on the task's own profile, nats. */
+  qss: z.number(),
+  /** Signal to quantization noise on the task's own profile, dB. */
+  sqnr: z.number(),
+});
+
+const profileSchema = z.strictObject({
+  format: z.literal("quad-profile"),
+  version: z.literal(1, { error: "unknown version: this program reads version 1" }),
+  component: z.string(),
+  /** SHA-256 of the exposed graph that the profile belongs to. */
+  graph: z.string(),
+  placement: z.enum(["npu", "cpu"]),
+  /** What the graph was fixed to. */
+  shape: z.strictObject({ batch: z.int(), height: z.int(), width: z.int(), tokens: z.int() }),
+  /** Rank that all adapters are padded to. */
+  rank: z.int().positive(),
+  policy: policySchema,
+  /** How the shared encodings were chosen. */
+  strategy: z.strictObject({
+    kind: z.enum(["anchor", "unified"]),
+    /** The task whose ranges all share. */
+    anchor: z.string().nullable(),
+    reason: z.string(),
+  }),
+  /** Sensitivity of every task, each on its own profile: the table the choice was made from. */
+  scores: z.record(z.string(), scoresSchema),
+  /** Every task on the shared profile, for the strategies that were possible. */
+  shared: z.record(z.string(), z.record(z.string(), scoresSchema)),
+  /** Layers whose inputs have 8 bits. */
+  narrowLayers: z.array(z.string()),
+  /** Signal to quantization noise with only this layer's inputs at 8 bits, dB, where it was measured. */
+  layerSensitivity: z.record(z.string(), z.number()),
+  /** Unsigned affine encodings of activations by point: a value's name, or `LAYER#INPUT`. */
+  points: z.record(z.string(), z.strictObject({ bits: bitsSchema, scale: z.number().positive(), zeroPoint: z.int() })),
+  /** Scales of the adapter factors by slot. */
+  slots: z.record(z.string(), z.strictObject({ a: z.number().positive(), b: z.number().positive() })),
+});
+
+/** The shared quantization profile: the encodings that every adapter of a bundle uses, and why these. */
+export type Profile = z.infer<typeof profileSchema>;
+
+export async function writeProfile(path: string, profile: Profile): Promise<void> {
+  await writeFileAtomically(path, `${JSON.stringify(profileSchema.parse(profile), null, 1)}\n`);
+}
+
+/** @throws InputError if the file is missing or no profile of this version */
+export async function readProfile(path: string): Promise<Profile> {
+  let text: string;
+  try {
+    text = await readFile(path, "utf8");
+  } catch {
+    throw new InputError({ what: "there is no such file", file: path, expected: "a profile written by quad profile" });
+  }
+  return parseJsonFile(path, text, profileSchema);
+}
+
+/** The encoding of one point as the quantization functions take it. */
+export function pointEncoding(point: Profile["points"][string]): Encoding {
+  return {
+    bits: point.bits,
+    signed: false,
+    symmetric: false,
+    scale: Float32Array.of(point.scale),
+    zeroPoint: Int32Array.of(point.zeroPoint),
+  };
+}

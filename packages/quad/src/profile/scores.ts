@@ -1,0 +1,65 @@
+import type { ModelCall } from "../calibrate/trajectory.ts";
+import { jensenShannonDivergence } from "../metrics/index.ts";
+
+/** How far a quantized denoiser is from the full-precision one on recorded calls. */
+export interface Scores {
+  /** Quantization sensitivity score, nats: 0 = the same, ln 2 = nothing in common. */
+  qss: number;
+  /** Signal to quantization noise of all outputs together, dB. */
+  sqnr: number;
+}
+
+/**
+ * `QSS = E_x[ JS(f(x; w) || f(x; w~)) ]` over prompts, images and time steps (the paper's equation). Outputs are fields, not
+ * distributions, and the paper does not say how it makes them such; here every channel of every row is standardised by the
+ * full-precision channel's mean and deviation and turned into a distribution over its pixels by softmax. The score is
+ * then about where the network puts its mass, independent of the output's scale.
+ */
+export class ScoreKeeper {
+  private divergence = 0;
+  private fields = 0;
+  private signal = 0;
+  private noise = 0;
+
+  add(call: Pick<ModelCall, "output">, quantized: Float32Array): void {
+    const reference = call.output.data as Float32Array;
+    const [rows, channels] = call.output.dims;
+    const plane = reference.length / (rows * channels);
+    for (let start = 0; start < reference.length; start += plane) {
+      const exact = reference.subarray(start, start + plane);
+      const approximate = quantized.subarray(start, start + plane);
+      const { mean, deviation } = moments(exact);
+      const distribution = (field: Float32Array) => softmax(field, mean, deviation);
+      this.divergence += jensenShannonDivergence(distribution(exact), distribution(approximate));
+      this.fields++;
+    }
+    for (let index = 0; index < reference.length; index++) {
+      const error = reference[index] - quantized[index];
+      this.signal += reference[index] * reference[index];
+      this.noise += error * error;
+    }
+  }
+
+  scores(): Scores {
+    return {
+      qss: this.fields > 0 ? this.divergence / this.fields : 0,
+      sqnr: this.noise > 0 ? 10 * Math.log10(this.signal / this.noise) : Number.POSITIVE_INFINITY,
+    };
+  }
+}
+
+function moments(field: Float32Array): { mean: number; deviation: number } {
+  let sum = 0;
+  for (const value of field) sum += value;
+  const mean = sum / field.length;
+  let squares = 0;
+  for (const value of field) squares += (value - mean) ** 2;
+  return { mean, deviation: Math.sqrt(squares / field.length) || 1 };
+}
+
+function softmax(field: Float32Array, mean: number, deviation: number): Float64Array {
+  const weights = Float64Array.from(field, (value) => Math.exp((value - mean) / deviation));
+  let total = 0;
+  for (const weight of weights) total += weight;
+  return weights.map((weight) => weight / total);
+}
