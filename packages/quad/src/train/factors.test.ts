@@ -1,0 +1,92 @@
+import { fileURLToPath } from "node:url";
+import { type Graph, InputError, loadModel, type PackedParameter } from "@quad/onnx";
+import { SeededRandom, type Slot } from "@quad/runtime";
+import { describe, expect, test } from "vitest";
+import { bindAdapter } from "../expose/bind-adapter.ts";
+import { exposeGraph } from "../expose/expose-graph.ts";
+import { findLayers } from "../layers/find-layers.ts";
+import { adapterLayers, chooseLayers, initialFactors } from "./factors.ts";
+
+const unet = () => loadModel(fileURLToPath(new URL("../../../../models/pocket/unet/model.onnx", import.meta.url)));
+const { layers } = findLayers(unet());
+const names = (choice: string) => chooseLayers(layers, choice).map(({ name }) => name);
+
+describe("choosing layers", () => {
+  test("groups do not overlap and together with the rest are all", () => {
+    const groups = ["attention", "feed-forward", "convolutions"].map(names);
+    const joined = groups.flat();
+    expect(new Set(joined).size).toBe(joined.length);
+    expect(names("attention,feed-forward,convolutions").sort()).toEqual([...joined].sort());
+    expect(names("all")).toHaveLength(layers.length);
+    expect(groups[0]).toContain("mid_block.attentions.0.transformer_blocks.0.attn2.to_k");
+    expect(groups[0]).toContain("mid_block.attentions.0.proj_in");
+    expect(groups[1].every((name) => name.includes(".ff."))).toBe(true);
+    expect(groups[2]).toContain("conv_in");
+    expect(
+      names("all")
+        .filter((name) => !joined.includes(name))
+        .some((name) => name.includes("time_emb")),
+    ).toBe(true);
+  });
+
+  test("regular expressions, and what matches nothing", () => {
+    expect(names("attn2\\.to_[kv]$").every((name) => /attn2\.to_[kv]$/.test(name))).toBe(true);
+    expect(() => chooseLayers(layers, "nothing_like_this")).toThrow(InputError);
+    expect(() => chooseLayers(layers, "(")).toThrow(/is no regular expression/);
+  });
+});
+
+/** Slots of some linear layers and convolutions, and a layout with their inputs packed one behind the other. */
+function packed(rank: number): { slots: Slot[]; layout: PackedParameter[]; size: number } {
+  const model = unet();
+  const chosen = chooseLayers(findLayers(model).layers, "conv_in|mid_block.*(attn1|conv1)");
+  const { slots } = exposeGraph(model, "unet", chosen, { kind: "fixed", rank });
+  const graph: Graph = model.graph;
+  let size = 0;
+  const layout = slots
+    .flatMap(({ inputA, inputB }) => [inputA, inputB])
+    .map((name) => {
+      const type = graph.inputs.find((input) => input.name === name)!.type;
+      const dims = (type?.kind === "tensor" ? type.shape : []) as number[];
+      const place = { name, offset: size, dims };
+      size += dims.reduce((a, b) => a * b, 1);
+      return place;
+    });
+  return { slots, layout, size };
+}
+
+test("what goes into a file comes back into the graph's inputs", () => {
+  const { slots, layout, size } = packed(3);
+  const random = new SeededRandom(1);
+  const values = Float32Array.from({ length: size }, () => random.normal());
+  const bound = bindAdapter(adapterLayers("unet", slots, layout, values, 0.5), { unet: { slots } });
+  expect(bound.rank).toBe(3);
+  expect(bound.tensors).toHaveLength(layout.length);
+  for (const { name, offset, dims } of layout) {
+    const tensor = bound.tensors.find((candidate) => candidate.name === name)!;
+    expect(tensor.shape).toEqual(dims);
+    const scale = name.endsWith("lora_B") ? 0.5 : 1;
+    const expected = values.slice(offset, offset + (tensor.data as Float32Array).length).map((value) => value * scale);
+    expect(tensor.data).toEqual(expected);
+  }
+});
+
+test("training starts at the base: B is zero, A uniform within one over the root of its inputs", () => {
+  const { slots, layout, size } = packed(16);
+  const values = initialFactors(layout, slots, 7);
+  expect(values).toHaveLength(size);
+  expect(initialFactors(layout, slots, 7)).toEqual(values);
+  for (const slot of slots) {
+    const [a, b] = [slot.inputA, slot.inputB].map((name) => {
+      const { offset, dims } = layout.find((place) => place.name === name)!;
+      return values.slice(offset, offset + dims.reduce((x, y) => x * y, 1));
+    });
+    expect(b.every((value) => value === 0)).toBe(true);
+    const fanIn = a.length / 16;
+    const bound = 1 / Math.sqrt(fanIn);
+    const variance = a.reduce((sum, value) => sum + value * value, 0) / a.length;
+    expect(Math.max(...a.map(Math.abs))).toBeLessThanOrEqual(bound);
+    // A uniform distribution's variance is a third of its bound's square.
+    expect(variance / ((bound * bound) / 3)).toBeCloseTo(1, 0);
+  }
+});

@@ -1,0 +1,105 @@
+import { InputError, type PackedParameter } from "@quad/onnx";
+import { SeededRandom, type Slot } from "@quad/runtime";
+import type { AdapterComponent, AdapterLayer } from "../adapters/types.ts";
+import type { Layer } from "../layers/find-layers.ts";
+
+/** Layer groups that `--layers` names. */
+export const layerGroups = ["attention", "feed-forward", "convolutions", "all"] as const;
+
+/**
+ * Chooses layers by groups (`attention,feed-forward`) or by a regular expression on module paths. Attention means every
+ * linear layer of a transformer block but its feed-forward, the projections around the block included.
+ * @throws InputError where nothing matches, or the expression is none
+ */
+export function chooseLayers(layers: readonly Layer[], choice: string): Layer[] {
+  const groups = choice.split(",").map((group) => group.trim());
+  const known = groups.every((group) => (layerGroups as readonly string[]).includes(group));
+  const pattern = known ? null : parsePattern(choice);
+  const chosen = layers.filter((layer) =>
+    pattern ? pattern.test(layer.name) : groups.includes("all") || groups.includes(groupOf(layer)),
+  );
+  if (chosen.length > 0) return chosen;
+  throw new InputError({
+    what: "no layer of the model matches",
+    where: `layers "${choice}"`,
+    expected: `${layerGroups.join(", ")}, or a regular expression on names such as ${layers[0]?.name ?? "none"}`,
+  });
+}
+
+function groupOf({ name, kind }: Layer): string {
+  const inBlock = /(^|\.)(attentions|transformer_blocks|attn\d*)\./.test(name);
+  if (inBlock) return /\.ff(_context)?\./.test(name) ? "feed-forward" : "attention";
+  return kind === "conv" ? "convolutions" : "other";
+}
+
+function parsePattern(text: string): RegExp {
+  try {
+    return new RegExp(text);
+  } catch (error) {
+    throw new InputError({ what: `is no regular expression: ${(error as Error).message}`, where: `layers "${text}"` });
+  }
+}
+
+/**
+ * Start values of packed factors: A uniform in +-1 / sqrt(inputs), as Kaiming's rule with slope sqrt(5) gives and other trainers
+ * start from; B zero, so that training starts at the base model.
+ */
+export function initialFactors(layout: readonly PackedParameter[], slots: readonly Slot[], seed: number): Float32Array {
+  const random = new SeededRandom(seed);
+  const inputs = new Map(
+    slots.map(({ inputA, inFeatures, shapeA, kind }) => {
+      const fanIn = kind === "conv" ? shapeA.slice(1).reduce<number>((a, b) => a * Number(b), 1) : inFeatures;
+      return [inputA, fanIn];
+    }),
+  );
+  const size = layout.reduce((sum, { dims }) => sum + elements(dims), 0);
+  const values = new Float32Array(size);
+  for (const { name, offset, dims } of layout) {
+    const fanIn = inputs.get(name);
+    if (fanIn === undefined) continue;
+    const bound = 1 / Math.sqrt(fanIn);
+    for (let i = 0; i < elements(dims); i++) values[offset + i] = (2 * random.uniform() - 1) * bound;
+  }
+  return values;
+}
+
+/**
+ * Packed factors as an adapter's layers, in the layouts that files hold (the transposes of the graph's for linear layers).
+ * @param scale - alpha / rank, folded into B
+ */
+export function adapterLayers(
+  component: AdapterComponent,
+  slots: readonly Slot[],
+  layout: readonly PackedParameter[],
+  values: Float32Array,
+  scale: number,
+): AdapterLayer[] {
+  const places = new Map(layout.map((place) => [place.name, place]));
+  const slice = (name: string) => {
+    const { offset, dims } = places.get(name)!;
+    return { dims, data: values.slice(offset, offset + elements(dims)) };
+  };
+  return slots.map((slot) => {
+    const [a, b] = [slice(slot.inputA), slice(slot.inputB)];
+    const isConv = slot.kind === "conv";
+    return {
+      component,
+      module: slot.name,
+      rank: isConv ? a.dims[0] : a.dims[1],
+      down: isConv ? a.data : transpose(a.data, a.dims[0], a.dims[1]),
+      up: (isConv ? b.data : transpose(b.data, b.dims[0], b.dims[1])).map((value) => value * scale),
+    };
+  });
+}
+
+function transpose(matrix: Float32Array, rows: number, columns: number): Float32Array {
+  const result = new Float32Array(matrix.length);
+  for (let row = 0; row < rows; row++) {
+    for (let column = 0; column < columns; column++) result[column * rows + row] = matrix[row * columns + column];
+  }
+  return result;
+}
+
+function elements(dims: readonly number[]): number {
+  return dims.reduce((a, b) => a * b, 1);
+}
