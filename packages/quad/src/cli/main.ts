@@ -1,12 +1,15 @@
 import { InputError as OnnxInputError } from "@quad/onnx";
 import { InputError as RuntimeInputError } from "@quad/runtime";
 import { Command, CommanderError } from "commander";
+import { buildCommand } from "./build.ts";
 import { exposeCommand } from "./expose.ts";
 import { inspectCommand } from "./inspect.ts";
 import { Interrupted } from "./interrupt.ts";
 import { probeCommand } from "./probe.ts";
 import { runCommand } from "./run.ts";
+import { calibrateCommand, profileCommand } from "./stages.ts";
 import { createTerminal } from "./terminal.ts";
+import { trainCommand } from "./train.ts";
 
 /** 0 done, 1 a fault of ours, 2 bad input or usage, 130 interrupted. */
 export type ExitCode = 0 | 1 | 2 | 130;
@@ -26,7 +29,16 @@ async function runCli(args: string[], json: boolean): Promise<ExitCode> {
       "after",
       "\nExit codes: 0 done, 2 bad input or usage, 130 interrupted, 1 a fault in quad itself.\nEvery command takes --json: one object on standard output for scripts.",
     );
-  for (const make of [inspectCommand, exposeCommand, runCommand, probeCommand]) {
+  for (const make of [
+    inspectCommand,
+    exposeCommand,
+    buildCommand,
+    calibrateCommand,
+    profileCommand,
+    runCommand,
+    probeCommand,
+    trainCommand,
+  ]) {
     program.addCommand(
       make(terminal).option("--json", "print one JSON object").showHelpAfterError("(--help shows the options)"),
     );

@@ -1,0 +1,81 @@
+import { readdir } from "node:fs/promises";
+import { join } from "node:path";
+import { InputError } from "@quad/onnx";
+import { Command } from "commander";
+import { recordConfigured } from "../build/build.ts";
+import { loadConfig } from "../build/config.ts";
+import { observeTasks } from "../calibrate/calibrate.ts";
+import { buildProfile } from "../profile/build-profile.ts";
+import { printProfile } from "./build.ts";
+import { interruptSignal } from "./interrupt.ts";
+import type { Terminal } from "./terminal.ts";
+
+export function calibrateCommand(terminal: () => Terminal): Command {
+  return new Command("calibrate")
+    .summary("run the calibration pictures in full precision and record what every value needs")
+    .description(
+      "Draws the calibration cases of a configuration with an exposed folder in full precision. Writes one trajectory per task\n(what the denoiser saw and said) and observations.safetensors (ranges and histograms of every value).",
+    )
+    .argument("<exposed>", "folder written by quad expose")
+    .requiredOption("-c, --config <file>", "quad.config.json or .ts: its tasks are used")
+    .requiredOption("-o, --out <folder>", "folder to write")
+    .action(async (exposed: string, options: { config: string; out: string }) => {
+      const out = terminal();
+      const config = await loadConfig(options.config);
+      const common = {
+        signal: interruptSignal(),
+        onProgress: (stage: string, done: number, total: number) => out.progress(stage, done, total),
+      };
+      const files: string[] = [];
+      for (const [task, settings] of Object.entries(config.tasks)) {
+        const file = join(options.out, `${task}.trajectory.safetensors`);
+        await recordConfigured(exposed, task, settings, file, common);
+        files.push(file);
+      }
+      const observations = join(options.out, "observations.safetensors");
+      const { names } = await observeTasks(exposed, files, observations, common);
+      out.endProgress();
+      out.result({ out: options.out, tasks: Object.keys(config.tasks), values: names.length });
+      out.print(`Observed ${names.length} values in ${files.length} tasks. Wrote ${options.out}`);
+    });
+}
+
+export function profileCommand(terminal: () => Terminal): Command {
+  return new Command("profile")
+    .summary("choose the encodings that all adapters share")
+    .description(
+      "Scores every task on its own profile (QSS), picks the anchor or merges all, and writes the shared quantization profile.",
+    )
+    .argument("<exposed>", "folder written by quad expose")
+    .requiredOption("--calibration <folder>", "folder written by quad calibrate")
+    .requiredOption("-c, --config <file>", "quad.config.json or .ts: its policy and target are used")
+    .requiredOption("-o, --out <file>", "profile to write (.json)")
+    .action(async (exposed: string, options: { calibration: string; config: string; out: string }) => {
+      const out = terminal();
+      const config = await loadConfig(options.config);
+      const suffix = ".trajectory.safetensors";
+      const names = await readdir(options.calibration).catch(() => []);
+      const trajectories = names.filter((name) => name.endsWith(suffix)).sort();
+      if (trajectories.length === 0) {
+        throw new InputError({
+          what: "there are no trajectories",
+          file: options.calibration,
+          expected: "a folder written by quad calibrate",
+        });
+      }
+      const profile = await buildProfile({
+        exposed,
+        trajectories: trajectories.map((name) => join(options.calibration, name)),
+        observations: join(options.calibration, "observations.safetensors"),
+        out: options.out,
+        policy: config.policy,
+        placement: config.target,
+        signal: interruptSignal(),
+        onProgress: (stage, done, total) => out.progress(stage, done, total),
+      });
+      out.endProgress();
+      out.result({ out: options.out, strategy: profile.strategy, scores: profile.scores, shared: profile.shared });
+      printProfile(out, profile);
+      out.print(`\nWrote ${options.out}`);
+    });
+}
