@@ -223,6 +223,13 @@ describe("expose", () => {
     for (const [index, bytes] of read().entries()) expect(Buffer.compare(bytes, before[index])).toBe(0);
   });
 
+  test("keeps the tasks whose adapters are given", async () => {
+    const out = join(folder, "one adapter");
+    await json("expose", pocket, "--adapter", "flat", "--out", out);
+    const { tasks } = JSON.parse(readFileSync(join(out, "tasks.json"), "utf8"));
+    expect(Object.keys(tasks)).toEqual(["base", "flat"]);
+  });
+
   test("a partly fitting adapter is taken, with a warning", async () => {
     const extra: SafetensorsInput[] = [
       { name: "lora_unet_mystery.lora_down.weight", dtype: "F32", shape: [4, 8], data: new Float32Array(32) },

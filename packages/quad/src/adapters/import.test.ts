@@ -581,6 +581,15 @@ describe("what is not read", () => {
     expect(await failure(importSpecs(specs))).toMatch(new RegExp(`${flatQ}\\.${part}.*not finite`));
   });
 
+  test("integers in place of weights are refused: their scales are nowhere", async () => {
+    const path = join(folder, "codes.safetensors");
+    await writeSafetensors(path, [
+      { name: good[0]![0], dtype: "I8", shape: [2, 4], data: new Int8Array(8) },
+      { name: good[1]![0], dtype: "F32", shape: [4, 2], data: ramp(8) },
+    ]);
+    expect(await failure(importAdapter(path, modules))).toMatch(/codes\.safetensors: .*lora_down.*integers.*got I8/);
+  });
+
   test("overflow in composing a Tucker convolution names its core", async () => {
     const message = await failure(
       importSpecs([

@@ -199,7 +199,8 @@ async function readFactors(
   if (config && config.rankOf(names) !== scaleRank)
     return { expected: `rank ${config.rankOf(names)} by the adapter's configuration`, got: `rank ${scaleRank}` };
   if (alphaKey) {
-    const alpha = await readFinite(reader, alphaKey);
+    const alpha = await reader.readFloat32(alphaKey);
+    assertFinite(alpha, reader.path, alphaKey);
     if (alpha.length !== 1) return { expected: "a single number as alpha", got: `[${shapeOf(alphaKey).join(", ")}]` };
     scale = config ? config.scale(alpha[0]!, scaleRank) : alpha[0]! / scaleRank;
   } else if (config) scale = config.scale(config.alphaOf(names), scaleRank);
@@ -218,9 +219,24 @@ async function readFactors(
 }
 
 async function readFinite(reader: SafetensorsReader, key: string): Promise<Float32Array> {
+  refuseIntegers(reader, key);
   const values = await reader.readFloat32(key);
   assertFinite(values, reader.path, key);
   return values;
+}
+
+/** Integers in place of weights are codes of some quantization, whose scales the file does not hold. */
+function refuseIntegers(reader: SafetensorsReader, key: string): void {
+  const { dtype } = reader.entries.get(key)!;
+  if (!/^(I|U)\d+$|^BOOL$/.test(dtype)) return;
+  throw new InputError({
+    what: "the adapter's weights are integers",
+    file: reader.path,
+    where: key,
+    expected: "F32, F16 or BF16",
+    got: dtype,
+    fix: "Use the file as it was trained, before any quantization",
+  });
 }
 
 function assertFinite(values: Float32Array, file: string, key: string): void {

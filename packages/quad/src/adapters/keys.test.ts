@@ -32,6 +32,10 @@ describe("parseKey", () => {
     ["base_model.model.q.lora_magnitude_vector", "DoRA"],
     ["base_model.model.q.lora_magnitude_vector.default.weight", "DoRA"],
     ["lora_unet_conv_in.oft_blocks", "OFT"],
+    ["lora_unet_conv_in.a1.weight", "GLoRA"],
+    ["lora_unet_conv_in.b2.weight", "GLoRA"],
+    ["lora_unet_conv_in.on_input", "IA3"],
+    ["base_model.model.q.ia3_l", "IA3"],
   ];
   test.each(refused)("%s is refused", (key, method) => {
     expect(parseKey(key)).toEqual({ kind: "refused", method });

@@ -22,6 +22,8 @@ const refusals: readonly (readonly [RegExp, string])[] = [
   [/\.lokr_(w1|w2|t1|t2)/, "LoKr"],
   [/\.(dora_scale|lora_magnitude_vector)(\.|$)/, "DoRA"],
   [/\.(oft_blocks|oft_diag|oft_R|oft_r|boft_R|boft_s)(\.|$)/, "OFT"],
+  [/\.(a1|a2|b1|b2)\.weight$/, "GLoRA"],
+  [/\.(on_input|ia3_l)(\.|$)/, "IA3"],
 ];
 
 const unsupported: readonly (readonly [RegExp, string])[] = [
@@ -32,7 +34,6 @@ const unsupported: readonly (readonly [RegExp, string])[] = [
   [/\.reshape_weight$/, "resizes the layer's weight"],
   [/\.lora_(up|down|A|B)(\.[^.]+)?\.bias$/, "a bias inside the LoRA"],
   [/\.lora_embedding_[AB](\.|$)/, "a LoRA of an embedding table"],
-  [/\.on_input$/, "IA3, which scales activations"],
   [/^bundle_emb\./, "a bundled textual inversion embedding"],
   [/\.modules_to_save\./, "a fully trained module, not a low-rank one"],
 ];

@@ -55,6 +55,9 @@ export function runCommand(terminal: () => Terminal): Command {
       }
       imageFormat(options.out);
       const selection = selectionOf(options);
+      // Opening a model takes long: a picture that cannot be read is told before.
+      for (const file of [options.image, options.mask]) if (file) await readImage(file);
+      const latents = options.latents ? await readLatents(options.latents) : null;
       const signal = interruptSignal();
       const pipeline = await openFolder(folder);
       try {
@@ -63,13 +66,13 @@ export function runCommand(terminal: () => Terminal): Command {
           width: options.width ?? pipeline.defaultSize.width,
           height: options.height ?? pipeline.defaultSize.height,
         };
-        const { task: _task, use: _use, out: path, image, mask, latents, ...settings } = options;
+        const { task: _task, use: _use, out: path, image, mask, latents: _latents, ...settings } = options;
         const picture = await pipeline.generate({
           ...settings,
           ...size,
           ...(image ? { image: await readImage(image, size) } : {}),
           ...(mask ? { mask: await readMask(mask, size) } : {}),
-          ...(latents ? { latents: await readLatents(latents) } : {}),
+          ...(latents ? { latents } : {}),
           signal,
           onStep: ({ step, steps }) => out.progress("drawing", step, steps),
         });

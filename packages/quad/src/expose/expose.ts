@@ -1,14 +1,20 @@
 import { existsSync } from "node:fs";
-import { cp, mkdir, readdir, rename, rm } from "node:fs/promises";
+import { cp, mkdir, readdir, readFile, rename, rm } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { checkModel, externalFiles, InputError, type Model, saveModel } from "@quad/onnx";
-import type { SlotsFile } from "@quad/runtime";
+import { type SlotsFile, type Task, tasksFileSchema } from "@quad/runtime";
 import { importAdapter } from "../adapters/import.ts";
 import type { AdaptableModule, AdapterComponent, AdapterReport, ImportedAdapter } from "../adapters/types.ts";
 import { writeFileAtomically } from "../files/atomic.ts";
 import { writeSafetensors } from "../files/safetensors.ts";
 import { findLayers, type Layer, type SkippedNode } from "../layers/find-layers.ts";
-import { componentFile, loadComponent, type ModelFolder, openModelFolder } from "../model/model-folder.ts";
+import {
+  componentFile,
+  loadComponent,
+  type ModelFolder,
+  openModelFolder,
+  parseJsonFile,
+} from "../model/model-folder.ts";
 import { bindAdapter } from "./bind-adapter.ts";
 import { exposeGraph, type SlotRank } from "./expose-graph.ts";
 
@@ -105,6 +111,7 @@ export async function expose(modelPath: string, options: ExposeOptions): Promise
   for (const { component, layers } of components) {
     const chosen = chooseLayers(component, layers, adapters, options.slots ?? "used", component === folder.denoiser);
     if (chosen.length === 0) continue;
+    keepModuleNames(layers);
     exposed[component] = exposeGraph(models.get(component)!, component, chosen, rank);
     checkModel(models.get(component)!);
   }
@@ -117,6 +124,7 @@ export async function expose(modelPath: string, options: ExposeOptions): Promise
     await mkdir(temporary, { recursive: true });
     const exposedModels = Object.keys(exposed).map((component) => models.get(component as AdapterComponent)!);
     await copyOtherFiles(folder, exposedModels, temporary);
+    await keepTasks(temporary, Object.keys(options.adapters));
     for (const component of Object.keys(exposed)) {
       await saveModel(models.get(component as AdapterComponent)!, componentFile(temporary, component), {
         ...(options.signal ? { signal: options.signal } : {}),
@@ -191,6 +199,19 @@ function chooseLayers(
     return isDenoiser || used.size > 0 ? [...layers] : [];
   if (which === "used") return layers.filter(({ name }) => used.has(name));
   return layers.filter(({ name }) => used.has(name) || which.test(`${component}.${name}`));
+}
+
+/** Leaves out the tasks whose adapters were not given: asking for one would fail. */
+async function keepTasks(folder: string, adapters: readonly string[]): Promise<void> {
+  const path = join(folder, "tasks.json");
+  if (!existsSync(path)) return;
+  const file = parseJsonFile(path, await readFile(path, "utf8"), tasksFileSchema);
+  const needed = (name: string, { adapter = name }: Task) =>
+    adapter === null ? [] : typeof adapter === "string" ? [adapter] : Object.keys(adapter);
+  const tasks = Object.entries(file.tasks).filter(([name, task]) =>
+    needed(name, task).every((adapter) => adapter === "base" || adapters.includes(adapter)),
+  );
+  await writeFileAtomically(path, `${JSON.stringify({ ...file, tasks: Object.fromEntries(tasks) }, null, 2)}\n`);
 }
 
 /** Copies the folder without the exposed graphs, their data files and the model's own adapters. */

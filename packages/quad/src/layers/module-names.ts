@@ -52,6 +52,19 @@ function nameFromScopes(node: Node): string | null {
   return names.length >= 2 ? names[names.length - 2].replace(/@\d+/g, "") || null : null;
 }
 
+/**
+ * Writes layers' names into their nodes' names, as TorchScript does, where these do not carry them: weights that do are
+ * replaced when constants are folded.
+ */
+export function keepModuleNames(layers: readonly { name: string; calls: readonly { node: Node }[] }[]): void {
+  for (const { name, calls } of layers) {
+    for (const [index, { node }] of calls.entries()) {
+      if (nameFromPath(node) !== null) continue;
+      node.name = `/${name.replaceAll(".", "/")}/${node.opType}${index > 0 ? `_${index}` : ""}`;
+    }
+  }
+}
+
 /** Wrappers that exporters put around the whole network; adapter files do not know them. */
 const wrappers = ["unet", "transformer", "text_encoder", "model", "module", "_orig_mod", "inner_model"];
 
