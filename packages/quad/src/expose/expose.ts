@@ -8,6 +8,7 @@ import type { AdaptableModule, AdapterComponent, AdapterReport, ImportedAdapter 
 import { writeFileAtomically } from "../files/atomic.ts";
 import { writeSafetensors } from "../files/safetensors.ts";
 import { findLayers, type Layer, type SkippedNode } from "../layers/find-layers.ts";
+import { keepModuleNames } from "../layers/module-names.ts";
 import {
   componentFile,
   loadComponent,
