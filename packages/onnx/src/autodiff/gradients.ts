@@ -15,6 +15,7 @@ export interface DifferentiatedOutput {
   readonly seed?: Value;
 }
 
+/** What {@link buildGradients} differentiates, by what, and what it may recompute. */
 export interface GradientRequest extends GradientOptions, SegmentOptions {
   readonly outputs: readonly DifferentiatedOutput[];
   /** Values to differentiate by: graph inputs, initializers, or values in between. */

@@ -12,5 +12,5 @@ export { type PackedParameter, type PackedParameters, packInputs } from "./param
 export type { SegmentOptions } from "./recompute.ts";
 export type { GradientOptions } from "./rule.ts";
 export { type DifferentiableOperator, gradientRules } from "./rules/index.ts";
-export { scheduleForMemory } from "./schedule.ts";
+export { peakBytes, scheduleForMemory } from "./schedule.ts";
 export type { Dims } from "./typed-graph.ts";

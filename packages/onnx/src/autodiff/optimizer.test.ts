@@ -12,7 +12,7 @@ import { float16Bits } from "./float16.ts";
 import { buildGradients } from "./gradients.ts";
 import { adamW, clipByGlobalNorm, meanSquaredError } from "./optimizer.ts";
 import { packInputs } from "./parameters.ts";
-import { scheduleForMemory } from "./schedule.ts";
+import { peakBytes, scheduleForMemory } from "./schedule.ts";
 
 const random = randomNumbers(9);
 const draw = (count: number) => Array.from({ length: count }, () => random() * 2 - 1);
@@ -154,8 +154,10 @@ test("scheduling puts a file order in which every node follows what it reads", (
     sums.push(sum);
   }
   graph.outputs.push(graph.apply("Concat", sums, { attributes: { axis: 0 } }));
-  scheduleForMemory(graph);
+  const execution = scheduleForMemory(graph);
   checkModel(model);
+  // The input, two layers of 64 float32 each, and the sums of the four layers before.
+  expect(peakBytes(graph, execution)).toBe(3 * 256 + 4 * 4);
   const order = [...graph.nodes];
   expect(graph.sorted()).toEqual(order);
   // A depth-first walk that takes the last input in file order first meets the sums from the first layer on.

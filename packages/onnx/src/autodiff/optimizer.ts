@@ -32,6 +32,7 @@ export function clipByGlobalNorm(
   return { gradients: gradients.map((gradient) => build.mul(gradient, factor)), norm };
 }
 
+/** Hyperparameters of AdamW; {@link adamW} has the defaults. */
 export interface AdamWOptions {
   beta1?: number;
   beta2?: number;

@@ -11,6 +11,7 @@ export interface PackedParameter {
   readonly dims: readonly number[];
 }
 
+/** Where parameters lie in the vector that replaces them. */
 export interface PackedParameters {
   /** The graph input that holds all of them, `[size]`. */
   readonly vector: Value;

@@ -5,6 +5,7 @@ import { Value } from "../ir/value.ts";
 import { isDeterministic } from "../passes/pass.ts";
 import type { Builder } from "./builder.ts";
 
+/** Which values of the forward pass the backward pass computes again, to keep less in memory. */
 export interface SegmentOptions {
   /**
    * Recompute instead of keeping (Chen et al. 2016, arXiv 1604.06174): the forward graph is cut behind these values. What the

@@ -27,6 +27,7 @@ export interface ProductGradient {
 /** One contribution to the gradient of an input. A plain value may still carry the axes along which the input was broadcast. */
 export type Gradient = Value | SliceGradient | ProductGradient;
 
+/** How rules treat operators whose true derivative is of no use. */
 export interface GradientOptions {
   /** Let gradients pass through Round unchanged: for fake quantization written with float operators. */
   straightThroughRound?: boolean;

@@ -14,12 +14,51 @@ const shrinkFactor = 4;
  * parameters until the backward pass is over, which keeps every activation and every gradient until then: its execution
  * order is a depth-first walk from the outputs that takes a node's inputs from the last to the first in file order
  * (`Graph::ReverseDFSFrom`). Run it last: passes that add nodes undo it.
+ * @returns the nodes in the order in which they will run
  */
-export function scheduleForMemory(graph: Graph): void {
+export function scheduleForMemory(graph: Graph): Node[] {
   const edges = findEdges(graph);
-  const order = fileOrder(executionOrder(graph.sorted(), edges), edges);
+  const execution = executionOrder(graph.sorted(), edges);
+  const order = fileOrder(execution, edges);
   graph.nodes.clear();
   for (const node of order) graph.nodes.add(node);
+  return execution;
+}
+
+/**
+ * Bytes that a run keeps alive at most when nodes run in this order: constants, inputs and intermediate values from where
+ * they are made to their last reader. Values of unknown shape count nothing, nor does what kernels need inside.
+ */
+export function peakBytes(graph: Graph, execution: readonly Node[]): number {
+  const lastReader = new Map<Value, number>();
+  const ownerOf = (value: Value): Value => {
+    let owner = value;
+    while (owner.producer && views.has(owner.producer.opType)) owner = owner.producer.input(0);
+    return owner;
+  };
+  execution.forEach((node, index) => {
+    for (const value of node.inputs) if (value) lastReader.set(ownerOf(value), index);
+  });
+  for (const output of graph.outputs) lastReader.set(ownerOf(output), execution.length);
+  const released = new Map<number, number>();
+  let alive = 0;
+  for (const value of graph.initializers) alive += value.initializer!.byteLength;
+  for (const input of graph.inputs) alive += bytes(input);
+  let peak = alive;
+  execution.forEach((node, index) => {
+    if (!views.has(node.opType)) {
+      for (const value of node.outputs) {
+        if (!value) continue;
+        const size = bytes(value);
+        alive += size;
+        const last = lastReader.get(value) ?? index;
+        released.set(last, (released.get(last) ?? 0) + size);
+      }
+    }
+    peak = Math.max(peak, alive);
+    alive -= released.get(index) ?? 0;
+  });
+  return peak;
 }
 
 /** The order in which nodes should run: as they were added, but what shrinks data early. */

@@ -7,6 +7,7 @@ import { Tensor } from "../ir/tensor.ts";
 import type { Value } from "../ir/value.ts";
 import { float16Bits } from "./float16.ts";
 
+/** Concrete dimensions, outermost first. */
 export type Dims = readonly number[];
 
 /** What rules read from a graph, concrete types and shapes and constants, and the constants they add to it. */

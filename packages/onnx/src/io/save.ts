@@ -7,6 +7,7 @@ import type { Model } from "../ir/model.ts";
 import type { Tensor } from "../ir/tensor.ts";
 import { modelToProto, type Placement } from "./write-proto.ts";
 
+/** Options of {@link saveModel}. */
 export interface SaveOptions {
   /**
    * Whether weights go to a second file, `NAME.onnx_data`. "auto": when they already came from files,

@@ -37,6 +37,7 @@ export const dataTypes = {
   int2: { code: 26, bits: 2 },
 } as const satisfies Record<string, DataTypeFacts>;
 
+/** Name of an ONNX element type. */
 export type DataType = keyof typeof dataTypes;
 
 const byCode = new Map<number, DataType>(
@@ -55,6 +56,7 @@ export function byteSize(type: DataType, count: number): number {
   return Math.ceil((count * dataTypes[type].bits) / 8);
 }
 
+/** Whether elements are floating-point numbers of 16 bits or more. */
 export function isFloat(type: DataType): boolean {
   return type === "float32" || type === "float16" || type === "float64" || type === "bfloat16";
 }

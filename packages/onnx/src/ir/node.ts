@@ -23,6 +23,7 @@ type AttributeContent =
 /** Shorthand for attributes when building nodes: whole numbers become `int`, text `string`, arrays `ints`. */
 export type AttributeInput = number | string | readonly number[] | Tensor | Attribute;
 
+/** What a new {@link Node} may be given besides operator, inputs and outputs; the domain is the standard one by default. */
 export interface NodeInit {
   name?: string;
   domain?: string;

@@ -26,13 +26,16 @@ const arrayTypes = {
 } as const;
 
 type ArrayTypes = typeof arrayTypes;
+/** Element types that JavaScript has a typed array for; float16 and bfloat16 are read as their 16-bit patterns. */
 export type NumericDataType = keyof ArrayTypes;
+/** The typed array of an element type. */
 export type ArrayOf<T extends NumericDataType> = InstanceType<ArrayTypes[T]>;
 /** Whether JavaScript has a typed array for elements of this type. */
 export function isNumeric(dataType: DataType): dataType is NumericDataType {
   return dataType in arrayTypes;
 }
 
+/** A typed array of any of the element types. */
 export type TensorArray = ArrayOf<NumericDataType>;
 
 /** A constant: element type, dimensions (row-major) and a source of bytes. Immutable. */
@@ -119,6 +122,7 @@ export class Tensor {
   }
 }
 
+/** A source of bytes that are in memory. They are not copied and must not change. */
 export function memorySource(bytes: Uint8Array): TensorSource {
   return { byteLength: bytes.byteLength, read: (start = 0, end = bytes.byteLength) => bytes.subarray(start, end) };
 }

@@ -75,6 +75,7 @@ export class Value {
   }
 }
 
+/** The type of a dense tensor; a null shape says that even the rank is unknown. */
 export function tensorType(dataType: DataType, shape: readonly Dimension[] | null): ValueType {
   return { kind: "tensor", dataType, shape };
 }

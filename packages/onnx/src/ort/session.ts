@@ -6,6 +6,7 @@ import * as ort from "onnxruntime-node";
 import { encodeModel, encodeReferring, externalFiles, saveModel } from "../io/save.ts";
 import type { Model } from "../ir/model.ts";
 
+/** ONNX Runtime's own session options. */
 export type SessionOptions = ort.InferenceSession.SessionOptions;
 
 // Results must not depend on how many cores the machine has: the thread count is fixed, not ORT's default.

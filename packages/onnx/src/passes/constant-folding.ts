@@ -9,6 +9,7 @@ import { runModel } from "../ort/run.ts";
 import { deadCodeElimination } from "./dead-code.ts";
 import { isDeterministic, type Pass } from "./pass.ts";
 
+/** What {@link constantFolding} leaves alone. */
 export interface FoldingOptions {
   /** Results above this many bytes stay computed, so that a small expression does not become a large file. */
   maxBytes?: number;

@@ -13,6 +13,7 @@ import { shapeSpecialization } from "./shape-specialization.ts";
  */
 export const passes: readonly Pass[] = [identityRemoval, deadCodeElimination, constantFolding(), commonSubexpressions];
 
+/** How many places one run of a pass changed. */
 export interface PassResult {
   pass: string;
   changes: number;

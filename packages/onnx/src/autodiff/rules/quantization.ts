@@ -41,6 +41,7 @@ function dequantize(call: RuleCall): readonly ((() => Value) | null)[] {
 function quantize(call: RuleCall): readonly ((() => Value) | null)[] {
   const { node, build: b, gradient } = call;
   const x = node.input(0);
+  // As a number: multiplying is several times faster than selecting.
   const inside = () => {
     const [lowest, highest] = gridOf(call);
     const scale = alongAxis(call, node.input(1));
@@ -48,17 +49,14 @@ function quantize(call: RuleCall): readonly ((() => Value) | null)[] {
     // Half a step beyond the last number still rounds to it.
     const low = b.mul(scale, b.sub(b.scalar(lowest - 0.5, x), zero));
     const high = b.mul(scale, b.sub(b.scalar(highest + 0.5, x), zero));
-    return b.binary(
-      "And",
-      b.binary("GreaterOrEqual", x, low, "bool"),
-      b.binary("LessOrEqual", x, high, "bool"),
-      "bool",
-    );
+    const isScalar = b.dims(low).length === 0;
+    const clipped = isScalar ? b.op("Clip", [x, low, high], b.dims(x)) : b.binary("Min", b.binary("Max", x, low), high);
+    return b.cast(b.binary("Equal", x, clipped, "bool"), b.type(x));
   };
   return [
-    () => b.mask(inside(), gradient),
+    () => b.mul(gradient, inside()),
     // Within the range the quotient x / scale is differentiated, beyond it the grid number is constant.
-    () => toScaleShape(call, b.neg(b.mask(inside(), b.mul(gradient, b.div(x, alongAxis(call, node.input(1))))))),
+    () => toScaleShape(call, b.neg(b.mul(b.mul(gradient, inside()), b.div(x, alongAxis(call, node.input(1)))))),
     null,
   ];
 }
