@@ -204,6 +204,106 @@ test("ranks that a file pads with zeros take no part in a blend", () => {
   expect(values(feeds, "strength").data).toEqual([2, 2, 2, 2, 2, 3, 3, 3]);
 });
 
+describe.each([
+  ["int8", "I8", Int8Array, 127],
+  ["int16", "I16", Int16Array, 32767],
+] as const)("integer inputs: %s", (type, dtype, array, largest) => {
+  const identity = { graph: "graph 1", profile: "profile 1" };
+  const dynamic = { kind: "dynamic" } as const;
+  const bank = (rank: SlotsFile["rank"] = dynamic) => {
+    const slots = slotsOf(rank);
+    slots.components.unet!.elementType = type;
+    const input = (name: string): Port => ({ name, type: name === "strength" ? "float32" : type, shape: [] });
+    return new AdapterBank(ort, slots, new Map([["unet", { input }]]), "slots.json", identity);
+  };
+  /** Codes that reach the ends of the grid. */
+  const codes = (rank: number, seed: number, metadata: Record<string, string> = {}, keep = (_: string) => true) => {
+    const tensor = (name: string, shape: number[]): SafetensorsInput => {
+      const length = shape.reduce((a, b) => a * b, 1);
+      const data = new array(length);
+      for (let i = 0; i < length; i++) data[i] = [largest, -largest, 0, seed, i][i % 5]!;
+      return { name, dtype, shape, data };
+    };
+    const tensors = [
+      tensor("linear.A", [inFeatures, rank]),
+      tensor("linear.B", [rank, outFeatures]),
+      tensor("conv.A", [rank, inFeatures, ...kernel]),
+      tensor("conv.B", [outFeatures, rank, 1, 1]),
+    ].filter(({ name }) => keep(name));
+    return serializeSafetensors(tensors, {
+      "quad.rank": String(rank),
+      "quad.graph": identity.graph,
+      "quad.profile": identity.profile,
+      ...metadata,
+    });
+  };
+
+  test("codes go to the graph as they are, without a copy when switching", () => {
+    const adapters = bank();
+    adapters.add("a", codes(2, 5), "a");
+    adapters.add("b", codes(3, 7), "b");
+    const feeds = adapters.select(new Map([["a", 0.5]]));
+    const tensor = feeds.get("unet")!["linear.A"]!;
+    expect([tensor.type, tensor.dims]).toEqual([type, [3, 2]]);
+    expect(tensor.data).toEqual(array.of(largest, -largest, 0, 5, 4, largest));
+    expect(values(feeds, "strength").data).toEqual([0.5, 0.5]);
+    adapters.select(new Map([["b", 1]]));
+    expect(adapters.select(new Map([["a", 1]])).get("unet")!["linear.A"]).toBe(tensor);
+  });
+
+  test("a blend is the sum of its members, strengths apart from the codes", () => {
+    for (const rank of [dynamic, { kind: "fixed", rank: 8 } as const]) {
+      const adapters = bank(rank);
+      adapters.add("a", codes(2, 5), "a");
+      adapters.add("b", codes(3, 7), "b");
+      const [a, b] = ["a", "b"].map((name) => change(adapters.select(new Map([[name, 1]]))));
+      const blend = change(adapters.select(new Map(Object.entries({ a: 0.25, b: -2 }))));
+      expect(blend).toEqual(a!.map((value, index) => 0.25 * value - 2 * b![index]! + 0));
+      expect(change(adapters.select(new Map())).every((value) => value === 0)).toBe(true);
+    }
+  });
+
+  test("slots that are left out, and padding, are codes of zero", () => {
+    const adapters = bank({ kind: "fixed", rank: 4 });
+    adapters.add(
+      "a",
+      codes(2, 5, {}, (name) => name.startsWith("conv")),
+      "a",
+    );
+    const feeds = adapters.select(new Map([["a", 1]]));
+    expect(values(feeds, "linear.A")).toEqual({ data: new Array(12).fill(0), dims: [3, 4] });
+    expect(feeds.get("unet")!["linear.A"]!.type).toBe(type);
+    expect(values(feeds, "conv.B").data).toEqual([largest, -largest, 0, 0, 0, 5, 0, 0]);
+  });
+
+  test.each([
+    ["floats", adapterBytes(2, 1), new RegExp(`linear.A: .*expected ${dtype}, got F32.*quad add`)],
+    ["another graph's codes", codes(2, 1, { "quad.graph": "graph 2" }), /another graph .*graph 1, got graph 2/],
+    ["another profile's codes", codes(2, 1, { "quad.profile": "other" }), /another quantization profile .*got other/],
+    [
+      "codes that do not say whose they are",
+      serializeSafetensors([
+        { name: "linear.A", dtype, shape: [3, 1], data: array.of(1, 2, 3) },
+        { name: "linear.B", dtype, shape: [1, 2], data: array.of(1, 2) },
+      ]),
+      /x.safetensors: quad.graph: .*does not say which bundle/,
+    ],
+  ])("refuses %s", (_, bytes, message) => {
+    const add = () => bank().add("x", bytes, "x.safetensors");
+    expect(add).toThrow(InputError);
+    expect(add).toThrow(message);
+  });
+
+  test("float graphs refuse codes, and slots of another element type than the graph's are refused", () => {
+    expect(() => bankOf(dynamic).add("x", codes(2, 1), "x.safetensors")).toThrow(/floats, and this one is encoded/);
+    const slots = slotsOf(dynamic);
+    slots.components.unet!.elementType = type;
+    const input = (name: string): Port => ({ name, type: "float32", shape: [] });
+    const make = () => new AdapterBank(ort, slots, new Map([["unet", { input }]]), "slots.json");
+    expect(make).toThrow(new RegExp(`slots.json: linear.A: .*expected ${type}, got float32`));
+  });
+});
+
 describe("errors", () => {
   const fixed = { kind: "fixed", rank: 4 } as const;
   const dynamic = { kind: "dynamic" } as const;

@@ -39,10 +39,13 @@ export const slotsFileSchema = z.strictObject({
   /** Keyed by the component's folder: `unet`, `text_encoder`. */
   components: z.record(z.string(), componentSlotsSchema),
 });
+/** Content of `slots.json`. */
 export type SlotsFile = z.infer<typeof slotsFileSchema>;
+/** One adaptable layer: its kind, and the names and shapes of its two graph inputs. */
 export type Slot = z.infer<typeof slotSchema>;
 
-const taskSchema = z.strictObject({
+/** Defaults of one task. */
+export const taskSchema = z.strictObject({
   /** Adapter at strength 1, or adapters with their strengths, or none. */
   adapter: z.union([z.string(), z.record(z.string(), z.number()), z.null()]).optional(),
   /** Classifier-free guidance; 1 turns it off. */
@@ -55,6 +58,7 @@ const taskSchema = z.strictObject({
   inputs: z.array(z.enum(["prompt", "image", "mask"])).optional(),
   description: z.string().optional(),
 });
+/** Defaults of one task. */
 export type Task = z.infer<typeof taskSchema>;
 
 /** `tasks.json`: named defaults for generation. */
@@ -63,6 +67,7 @@ export const tasksFileSchema = z.strictObject({
   version: z.literal(1, { error: "unknown version: this runtime reads version 1" }),
   tasks: z.record(z.string(), taskSchema),
 });
+/** Content of `tasks.json`. */
 export type TasksFile = z.infer<typeof tasksFileSchema>;
 
 /** What the runtime needs of diffusers' `UNet2DConditionModel` configuration; the graph itself overrides it. */

@@ -13,6 +13,10 @@ export interface FolderFiles {
   list(path: string): Promise<string[]>;
   /** A path on this machine that ONNX Runtime can open and map by itself, where there is one. */
   localPath?(path: string): string | undefined;
+  /** Bytes of a file without reading it; undefined when it does not exist. */
+  size?(path: string): Promise<number | undefined>;
+  /** SHA-256 of a file in lower-case hexadecimal, without holding it in memory. */
+  digest?(path: string): Promise<string>;
   /** How to name the file in messages: a full path or a URL. */
   describe(path: string): string;
 }

@@ -1,3 +1,4 @@
+export { adapterMetadata, type BundleIdentity } from "./adapter-file.ts";
 export { AdapterBank, type AdapterFeeds, type Strengths } from "./adapters.ts";
 export { type Slot, type SlotsFile, slotsFileSchema, type Task, type TasksFile, tasksFileSchema } from "./configs.ts";
 export type { ModelRun, StepInfo } from "./denoise.ts";
@@ -6,7 +7,18 @@ export { type FolderFiles, fetchFiles, parseJson, readJson } from "./files.ts";
 export * from "./float16.ts";
 export type { GeneratedImage, GenerateOptions } from "./generate.ts";
 export { type Mask, type RgbImage, resizeNearest, rgbaFromRgb, rgbFromRgba } from "./images.ts";
+export {
+  type AdapterFit,
+  type AdapterRecord,
+  adapterRecordSchema,
+  type BundleManifest,
+  type BundleQuality,
+  type FileRecord,
+  graphHash,
+  manifestSchema,
+} from "./manifest.ts";
 export * from "./noise.ts";
+export { type OnnxAdapter, type OnnxAdapterParameter, readOnnxAdapter, writeOnnxAdapter } from "./onnx-adapter.ts";
 export type { OrtModule, TensorData } from "./ort.ts";
 export { type OpenOptions, openPipeline, Pipeline, type Selection } from "./pipeline.ts";
 export * from "./safetensors.ts";

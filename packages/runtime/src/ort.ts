@@ -81,7 +81,8 @@ export class Component {
         externalData.push({ path: external, data: await files.read(`${name}/${external}`) });
       }
     }
-    const merged = externalData.length > 0 ? { ...options, externalData } : options;
+    const settings = withExactProducts(options);
+    const merged = externalData.length > 0 ? { ...settings, externalData } : settings;
     try {
       const session = await inTurn(() =>
         bytes ? ort.InferenceSession.create(bytes, merged) : ort.InferenceSession.create(local!, merged),
@@ -152,6 +153,15 @@ export class Component {
       }
     }
   }
+}
+
+/**
+ * On x64 processors without VNNI, kernels add products of unsigned and signed bytes in 16 bits, which overflow; this makes
+ * them use others. It does nothing elsewhere. Measured with ONNX Runtime 1.30: half the sum where all codes are large.
+ */
+function withExactProducts(options: InferenceSession.SessionOptions): InferenceSession.SessionOptions {
+  const { session, ...extra } = (options.extra ?? {}) as { session?: Record<string, unknown> };
+  return { ...options, extra: { ...extra, session: { x64quantprecision: "1", ...session } } };
 }
 
 function ports(metadata: readonly InferenceSession.ValueMetadata[]): Map<string, Port> {

@@ -5,6 +5,7 @@ import { slotsFileSchema, type Task, tasksFileSchema, unetConfigSchema } from ".
 import { InputError } from "./errors.ts";
 import { type FolderFiles, readJson, readRequired } from "./files.ts";
 import { type GeneratedImage, type GenerateOptions, generateImage } from "./generate.ts";
+import { type BundleManifest, identityOf, openBundle } from "./manifest.ts";
 import { Component, type OrtModule, type TensorData, tensorData, tensorFrom } from "./ort.ts";
 import { parseSchedulerConfigText } from "./schedulers/config.ts";
 import { TextEncoder } from "./text-encoder.ts";
@@ -14,8 +15,10 @@ import { loadTokenizer } from "./tokenizer.ts";
 export interface OpenOptions {
   /** `onnxruntime-node`, `onnxruntime-web/wasm` or `onnxruntime-web/webgpu`. */
   ort: OrtModule;
-  /** The exposed folder, or a plain ONNX folder of diffusers or Optimum (which then has only the base task). */
+  /** The bundle or exposed folder, or a plain ONNX folder of diffusers or Optimum (which then has only the base task). */
   files: FolderFiles;
+  /** Compare a bundle's files with its manifest; true by default. Adapters of other bundles are refused in any case. */
+  verify?: boolean;
   /** ONNX Runtime's options, for all graphs or by the graph's folder. */
   sessionOptions?: InferenceSession.SessionOptions | ((component: string) => InferenceSession.SessionOptions);
 }
@@ -40,6 +43,7 @@ interface PipelineParts {
   sampleSize: readonly [number, number];
   tasks: ReadonlyMap<string, Task>;
   bank: AdapterBank | undefined;
+  manifest: BundleManifest | undefined;
   /** Adapters in the folder, by name; read when first used. */
   adapterPaths: ReadonlyMap<string, string>;
 }
@@ -47,12 +51,16 @@ interface PipelineParts {
 /**
  * Opens a model folder: every graph once, no adapter yet.
  *
- * @throws InputError when files are missing, broken, of an unknown version or do not fit each other
+ * @throws InputError when files are missing, broken, of an unknown version, do not fit each other, or are not those that a
+ *   bundle's manifest describes
  */
-export async function openPipeline({ ort, files, sessionOptions }: OpenOptions): Promise<Pipeline> {
+export async function openPipeline(options: OpenOptions): Promise<Pipeline> {
+  const { ort, sessionOptions } = options;
+  const bundle = await openBundle(options.files, options.verify ?? true);
+  const files = bundle?.files ?? options.files;
   const optionsFor = (name: string) => (typeof sessionOptions === "function" ? sessionOptions(name) : sessionOptions);
   const slots = (await files.exists("slots.json")) ? await readJson(files, "slots.json", slotsFileSchema) : undefined;
-  const tasks = await readTasks(files, slots !== undefined);
+  const tasks = new Map([...(bundle?.tasks ?? []), ...(await readTasks(files, slots !== undefined))]);
   const schedulerPath = "scheduler/scheduler_config.json";
   const schedulerText = new TextDecoder().decode(await readRequired(files, schedulerPath));
   const schedulerConfig = parseSchedulerConfigText(schedulerText, files.describe(schedulerPath));
@@ -66,7 +74,9 @@ export async function openPipeline({ ort, files, sessionOptions }: OpenOptions):
 
   const tokens = encoder.input("input_ids").shape[1];
   const tokenizer = await loadTokenizer(files, typeof tokens === "number" ? tokens : 77);
-  const bank = slots && new AdapterBank(ort, slots, components, files.describe("slots.json"));
+  const bank =
+    slots &&
+    new AdapterBank(ort, slots, components, files.describe("slots.json"), bundle && identityOf(bundle.manifest));
   return new Pipeline({
     ort,
     files,
@@ -77,6 +87,7 @@ export async function openPipeline({ ort, files, sessionOptions }: OpenOptions):
     sampleSize: await sampleSize(files, unet),
     tasks,
     bank,
+    manifest: bundle?.manifest,
     adapterPaths: bank ? await findAdapters(files, tasks) : new Map(),
   });
 }
@@ -110,6 +121,11 @@ export class Pipeline {
   /** Names of all adapters, loaded or not. */
   get adapters(): string[] {
     return [...new Set([...this.#parts.adapterPaths.keys(), ...(this.#parts.bank?.names ?? [])])];
+  }
+
+  /** The manifest of a bundle; undefined for other folders. */
+  get manifest(): BundleManifest | undefined {
+    return this.#parts.manifest;
   }
 
   /** Size in pixels that the model was trained with: what {@link generate} draws when nothing says otherwise. */

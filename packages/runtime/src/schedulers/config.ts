@@ -16,6 +16,7 @@ export const schedulerClasses = [
   "UniPCMultistepScheduler",
 ] as const;
 
+/** diffusers class names of the schedulers that there are. */
 export type SchedulerClass = (typeof schedulerClasses)[number];
 
 const positive = z.number().positive();
