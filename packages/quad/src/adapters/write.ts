@@ -5,6 +5,7 @@ import { writeFileAtomically } from "../files/atomic.ts";
 import { type LazySafetensorsInput, writeSafetensors } from "../files/safetensors.ts";
 import type { AdaptableModule, AdapterComponent, AdapterLayer } from "./types.ts";
 
+/** Element type and metadata of a written adapter. */
 export interface WriteAdapterOptions {
   /** Type of the weights; F32 by default, which reads back exactly. */
   readonly dtype?: "F32" | "F16" | "BF16";

@@ -50,7 +50,7 @@ export interface Alignment {
   readonly error: number;
   /** The same of the factors as given, on the given scales or those of their own peaks. */
   readonly errorBefore: number;
-  /** Share of A's values that the grid clips, 0 to 1. */
+  /** Share of A's values that the grid clips, 0 to 1; with `refine`, of the values that were refined. */
   readonly clippedA: number;
   readonly clippedB: number;
   /** Error after each step; the result is the best of them. */
@@ -100,6 +100,8 @@ export function alignToGrid(input: AlignmentInput): Alignment {
     attempt("lower peaks", fitted(lowerPeaks(spread), scales));
   }
   if (!best) throw new RangeError("the error of these factors is not a number");
+  // Refined factors lie on the grid: what the grid clips is seen before.
+  const unrefined = best;
   if (input.refine && errorBefore > 0) attempt("refine", { ...best, rows: refineRows(best.rows, exact, best.grid) });
   const { rows, grid } = best;
   return {
@@ -108,8 +110,8 @@ export function alignToGrid(input: AlignmentInput): Alignment {
     scaleB: grid.scaleB,
     error: least,
     errorBefore,
-    clippedA: clippedOf(rows.a, grid.scaleA, grid.high),
-    clippedB: clippedOf(rows.b, grid.scaleB, grid.high),
+    clippedA: clippedOf(unrefined.rows.a, grid.scaleA, grid.high),
+    clippedB: clippedOf(unrefined.rows.b, grid.scaleB, grid.high),
     steps,
   };
 }
@@ -202,17 +204,33 @@ export function factorScales(
 ): { scaleA: number; scaleB: number } {
   const list: readonly Factors[] = "A" in adapters ? [adapters] : adapters;
   if (list.length === 0) throw new RangeError("no factors to choose scales from");
-  const needs = list
-    .map((factors) => ({ factors, aligned: alignToGrid({ ...factors, scaleA: null, scaleB: null, bits }) }))
-    .map(({ aligned: { A, B, scaleA, scaleB } }) => ({
-      scaleA,
-      scaleB,
-      // All-zero factors have scales of 1 that mean nothing.
-      product: A.some(Boolean) && B.some(Boolean) ? scaleA * scaleB : 0,
-    }));
+  const needs = list.map((factors) => needOf(factors, bits));
   const { scaleA, scaleB } = needs.reduce((most, need) => (need.product > most.product ? need : most));
   const room = Math.sqrt(headroom);
   return { scaleA: Math.fround(scaleA * room), scaleB: Math.fround(scaleB * room) };
+}
+
+interface ScaleNeed {
+  scaleA: number;
+  scaleB: number;
+  product: number;
+}
+
+/** Factors are asked for once alone and once per group they belong to. */
+const knownNeeds = new WeakMap<Factors, Map<BitWidth, ScaleNeed>>();
+
+/** The scales that factors have once they are aligned to themselves. */
+function needOf(factors: Factors, bits: BitWidth): ScaleNeed {
+  const known = knownNeeds.get(factors) ?? new Map<BitWidth, ScaleNeed>();
+  knownNeeds.set(factors, known);
+  let need = known.get(bits);
+  if (!need) {
+    const { A, B, scaleA, scaleB } = alignToGrid({ ...factors, scaleA: null, scaleB: null, bits });
+    // All-zero factors have scales of 1 that mean nothing.
+    need = { scaleA, scaleB, product: A.some(Boolean) && B.some(Boolean) ? scaleA * scaleB : 0 };
+    known.set(bits, need);
+  }
+  return need;
 }
 
 /**

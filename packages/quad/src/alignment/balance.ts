@@ -45,10 +45,18 @@ function factorsFor(sizes: readonly RankSizes[], inFeatures: number, outFeatures
 }
 
 function scaled({ a, b }: RankRows, factors: readonly number[]): RankRows {
-  return {
-    a: a.map((row, k) => row.map((value) => value * factors[k])),
-    b: b.map((row, k) => row.map((value) => (factors[k] === 0 ? 0 : value / factors[k]))),
+  // Loops: typed arrays' own `map` takes several times as long, and this runs for every step of a search.
+  const times = (row: Float64Array, factor: number) => {
+    const result = new Float64Array(row.length);
+    for (let i = 0; i < row.length; i++) result[i] = row[i] * factor;
+    return result;
   };
+  const over = (row: Float64Array, divisor: number) => {
+    const result = new Float64Array(row.length);
+    if (divisor !== 0) for (let i = 0; i < row.length; i++) result[i] = row[i] / divisor;
+    return result;
+  };
+  return { a: a.map((row, k) => times(row, factors[k])), b: b.map((row, k) => over(row, factors[k])) };
 }
 
 /** Ratios of the product of both grids' scales to the smallest one that clips nothing. */

@@ -55,10 +55,12 @@ export function quantizeRows({ a, b }: RankRows, { scaleA, scaleB, high }: Facto
  * both are zero. Distances under 1e-8 drown in the rounding of double precision.
  */
 export function relativeDistance(approximate: RankRows, exact: RankRows): number {
-  const difference = squaredProductNorm(
-    [...approximate.a, ...exact.a],
-    [...approximate.b, ...exact.b.map((row) => row.map((value) => -value))],
-  );
+  const negated = exact.b.map((row) => {
+    const result = new Float64Array(row.length);
+    for (let i = 0; i < row.length; i++) result[i] = -row[i];
+    return result;
+  });
+  const difference = squaredProductNorm([...approximate.a, ...exact.a], [...approximate.b, ...negated]);
   return difference === 0 ? 0 : Math.sqrt(difference / squaredProductNorm(exact.a, exact.b));
 }
 

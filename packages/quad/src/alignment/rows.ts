@@ -23,11 +23,12 @@ export interface Factors {
 export function toRows({ A, B, inFeatures, rank, outFeatures }: Factors): RankRows {
   if (A.length !== inFeatures * rank || B.length !== rank * outFeatures)
     throw new RangeError(`A [${inFeatures}, ${rank}] has ${A.length} values, B [${rank}, ${outFeatures}] ${B.length}`);
-  const indices = Array.from({ length: rank }, (_, k) => k);
-  return {
-    a: indices.map((k) => Float64Array.from({ length: inFeatures }, (_, i) => A[i * rank + k])),
-    b: indices.map((k) => Float64Array.from(B.subarray(k * outFeatures, (k + 1) * outFeatures))),
-  };
+  const a = Array.from({ length: rank }, () => new Float64Array(inFeatures));
+  a.forEach((row, k) => {
+    for (let i = 0; i < inFeatures; i++) row[i] = A[i * rank + k];
+  });
+  const b = a.map((_, k) => new Float64Array(B.subarray(k * outFeatures, (k + 1) * outFeatures)));
+  return { a, b };
 }
 
 export function toFactors({ a, b }: RankRows, inFeatures: number, outFeatures: number): Factors {

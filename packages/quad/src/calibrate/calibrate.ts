@@ -56,7 +56,8 @@ export async function observeTasks(
   const trajectories = alignBatches(await Promise.all(trajectoryFiles.map(readTrajectory)));
   const shape = shapeOf(trajectories);
   const prepared = await prepareGraph(loadModel(componentFile(exposed, component)), slots, shape);
-  const names = findQuantizable(prepared, slots).activations.map(({ name }) => name);
+  const { activations, phases } = findQuantizable(prepared, slots);
+  const names = [...activations, ...phases].map(({ name }) => name);
   const observations = await observe(exposed, component, prepared, names, trajectories, {
     ...defaultObserveOptions,
     ...options,

@@ -21,10 +21,20 @@ export interface ModelCall {
   output: TensorData;
 }
 
+/** What a case came to. */
+export interface CaseResult {
+  /** Strength of classifier-free guidance; 1: none. */
+  guidance: number;
+  /** Final scaled latents, `[channels, height / factor, width / factor]`. */
+  latents: Float32Array;
+}
+
 /** Everything the denoiser saw and said while it generated a task's cases in full precision. */
 export interface Trajectory {
   task: string;
   calls: ModelCall[];
+  /** By case. Files of earlier versions lack it. */
+  results?: CaseResult[];
 }
 
 /**
@@ -38,18 +48,20 @@ export async function recordTrajectory(
   options: { signal?: AbortSignal; onProgress?: (done: number, total: number) => void } = {},
 ): Promise<Trajectory> {
   const calls: ModelCall[] = [];
+  const results: CaseResult[] = [];
   await pipeline.use(task);
   for (const [caseIndex, request] of cases.entries()) {
-    await pipeline.generate({
+    const { guidance, latents } = await pipeline.generate({
       ...request,
       ...(options.signal ? { signal: options.signal } : {}),
       onModelRun: ({ step, steps, inputs, output }) => {
         calls.push({ caseIndex, step, steps, inputs: copyAll(inputs), output: copy(output) });
       },
     });
+    results.push({ guidance, latents: latents.slice() });
     options.onProgress?.(caseIndex + 1, cases.length);
   }
-  return { task, calls };
+  return { task, calls, results };
 }
 
 function copy(tensor: TensorData): TensorData {
@@ -62,7 +74,10 @@ function copyAll(tensors: Readonly<Record<string, TensorData>>): Record<string, 
 
 const dtypeOf: Record<string, SafetensorsInput["dtype"]> = { float32: "F32", int64: "I64", float16: "F16" };
 
-/** One safetensors file: tensors `CALL.inputs.NAME` and `CALL.output`, the calls' indices in the metadata. */
+/**
+ * One safetensors file: tensors `CALL.inputs.NAME` and `CALL.output`, the calls' indices in the metadata; `case.CASE.latents`
+ * and the guidance of the cases.
+ */
 export async function writeTrajectory(path: string, trajectory: Trajectory): Promise<void> {
   const tensors: SafetensorsInput[] = [];
   const add = (name: string, { type, dims, data }: TensorData) =>
@@ -71,8 +86,16 @@ export async function writeTrajectory(path: string, trajectory: Trajectory): Pro
     for (const [name, tensor] of Object.entries(call.inputs)) add(`${index}.inputs.${name}`, tensor);
     add(`${index}.output`, call.output);
   });
+  const { results } = trajectory;
+  results?.forEach(({ latents }, index) => {
+    tensors.push({ name: `case.${index}.latents`, dtype: "F32", shape: [latents.length], data: latents });
+  });
   const calls = trajectory.calls.map(({ caseIndex, step, steps }) => [caseIndex, step, steps]);
-  await writeSafetensors(path, tensors, { "quad.task": trajectory.task, "quad.calls": JSON.stringify(calls) });
+  await writeSafetensors(path, tensors, {
+    "quad.task": trajectory.task,
+    "quad.calls": JSON.stringify(calls),
+    ...(results ? { "quad.guidance": JSON.stringify(results.map(({ guidance }) => guidance)) } : {}),
+  });
 }
 
 /** @throws InputError if the file is no trajectory */
@@ -104,7 +127,15 @@ export async function readTrajectory(path: string): Promise<Trajectory> {
       }
       calls.push({ caseIndex, step, steps, inputs, output: output! });
     }
-    return { task, calls };
+    const guidances = file.metadata["quad.guidance"];
+    if (guidances === undefined) return { task, calls };
+    const results = await Promise.all(
+      (JSON.parse(guidances) as number[]).map(async (guidance, index) => ({
+        guidance,
+        latents: await file.readFloat32(`case.${index}.latents`),
+      })),
+    );
+    return { task, calls, results };
   } finally {
     await file.close();
   }

@@ -19,6 +19,7 @@ import {
   typeName,
 } from "./aimet-entries.ts";
 
+/** Versions of AIMET's encodings files that can be written. */
 export type AimetVersion = "0.6.1" | "1.0.0" | "2.0.0";
 
 /** Encodings by tensor name. */

@@ -17,6 +17,7 @@ import type { Layer, LayerCall } from "../layers/find-layers.ts";
 /** Rank of the adapter inputs: any rank at run time (0 is the base model), or one fixed rank with zero padding. */
 export type SlotRank = { kind: "dynamic" } | { kind: "fixed"; rank: number };
 
+/** What `slots.json` says of one graph: its slots and the input for their strengths. */
 export interface ExposedComponent {
   /** Graph input `[rank]`: one strength for every rank, shared by all slots. */
   strengthInput: string;

@@ -19,6 +19,7 @@ import {
 import { bindAdapter } from "./bind-adapter.ts";
 import { exposeGraph, type SlotRank } from "./expose-graph.ts";
 
+/** What {@link expose} writes, and which layers it opens. */
 export interface ExposeOptions {
   /** Folder to create. */
   out: string;
@@ -42,6 +43,7 @@ export interface ComponentSummary {
   skipped: SkippedNode[];
 }
 
+/** What {@link expose} wrote: the folder, its slots, and what became of each adapter. */
 export interface ExposeResult {
   out: string;
   slots: SlotsFile;
@@ -69,6 +71,7 @@ export async function inspectModel(
   return { models, components, adapters: imported };
 }
 
+/** A layer as the adapter readers see it: without its graph. */
 export function toModule(component: AdapterComponent, layer: Layer): AdaptableModule {
   const { name, kind, inFeatures, outFeatures, kernel, groups } = layer;
   return {

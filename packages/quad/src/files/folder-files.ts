@@ -1,8 +1,9 @@
 import { existsSync, readdirSync } from "node:fs";
-import { readFile } from "node:fs/promises";
+import { readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { InputError } from "@quad/onnx";
 import type { FolderFiles } from "@quad/runtime";
+import { hashFile } from "./hash.ts";
 
 /** A folder on disk for the runtime; ONNX Runtime maps its graphs and weights straight from the files. */
 export function folderFiles(folder: string): FolderFiles {
@@ -22,6 +23,8 @@ export function folderFiles(folder: string): FolderFiles {
     exists: async (path) => existsSync(join(folder, path)),
     list: async (path) => (existsSync(join(folder, path)) ? readdirSync(join(folder, path)).sort() : []),
     localPath: (path) => join(folder, path),
+    size: async (path) => (await stat(join(folder, path)).catch(() => undefined))?.size,
+    digest: (path) => hashFile(join(folder, path)),
     describe: (path) => join(folder, path),
   };
 }

@@ -94,7 +94,7 @@ export function imageFormat(path: string): (typeof formats)[Extension] {
 
 /**
  * Writes a picture in the format of the path's extension.
- * @throws InputError as {@link imageFormat}
+ * @throws InputError when the path has the extension of no format that can be written
  */
 export async function writeImage(path: string, image: RgbImage): Promise<void> {
   const format = imageFormat(path);

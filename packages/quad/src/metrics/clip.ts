@@ -15,6 +15,7 @@ import { centreSquare, resizeToPlanes } from "./resize.ts";
 const CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073];
 const CLIP_DEVIATION = [0.26862954, 0.26130258, 0.27577711];
 
+/** Input size and output of a CLIP image encoder. */
 export interface ImageEmbeddingOptions {
   /** Side of the square the encoder takes, in pixels. Default 224. */
   size?: number;
@@ -22,6 +23,7 @@ export interface ImageEmbeddingOptions {
   output?: string;
 }
 
+/** Output of a CLIP text encoder. */
 export interface TextEmbeddingOptions {
   /** The output with the projected embedding. Default: `text_embeds` if there is one, else the first. */
   output?: string;

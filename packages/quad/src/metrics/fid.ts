@@ -4,6 +4,7 @@ import type { Image } from "./image.ts";
 import { checkInput, checkInputCount, floatTensor, type MetricSession, runNetwork } from "./network.ts";
 import { type Interpolation, resizeToPlanes } from "./resize.ts";
 
+/** How pictures are brought to the feature network. */
 export interface FeatureOptions {
   /** Side of the square the network takes, in pixels. Default 299 (Inception v3). */
   size?: number;

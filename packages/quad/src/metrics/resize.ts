@@ -1,7 +1,7 @@
 import { InputError } from "@quad/onnx";
 import { checkImage, type Image } from "./image.ts";
 
-/** Which interpolation kernel {@link resizeToPlanes} uses; both widen when shrinking, as Pillow's. */
+/** Which interpolation kernel resizes pictures for a network; both widen when shrinking, as Pillow's. */
 export type Interpolation = "bilinear" | "bicubic";
 
 /** Where to take the result from: offset and size in source pixels, fractions allowed. */

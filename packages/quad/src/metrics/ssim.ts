@@ -9,6 +9,7 @@ const C2 = (0.03 * 255) ** 2;
 /** The exponents of the five scales, finest first (Wang, Simoncelli, Bovik 2003). They sum to 1. */
 export const MSSSIM_WEIGHTS: readonly number[] = [0.0448, 0.2856, 0.3001, 0.2363, 0.1333];
 
+/** Which channels are compared. */
 export interface SsimOptions {
   /** `"luma"` (default): BT.601 luma, as the original code. `"rgb"`: the mean of three channels, as scikit-image. */
   channels?: MetricChannels;

@@ -21,6 +21,7 @@ const SRGB_TO_LINEAR = Float64Array.from({ length: 256 }, (_, value) => {
 
 type Planes = [Plane, Plane, Plane];
 
+/** How pictures too small for all scales are weighted. */
 export interface Ssimulacra2Options {
   /**
    * What to do with the weights of a picture too small for six scales (a side of 128 or less).

@@ -7,12 +7,18 @@ import type { Policy } from "./policy.ts";
 export type Widths = (point: QuantizationPoint) => BitWidth;
 
 /** The widths of a policy, given the layers that are narrow. */
-export function widthsOf(policy: Pick<Policy, "narrowEverything">, narrowLayers: ReadonlySet<string>): Widths {
-  return (point) => {
-    if (policy.narrowEverything) return 8;
-    return point.layer !== undefined && narrowLayers.has(point.layer) ? 8 : 16;
+export function widthsOf(
+  policy: Pick<Policy, "narrowEverything" | "keepWide">,
+  narrowLayers: ReadonlySet<string>,
+): Widths {
+  const keepWide = policy.keepWide.map((pattern) => new RegExp(pattern));
+  return ({ name, layer }) => {
+    if (layer !== undefined && narrowLayers.has(layer)) return 8;
+    return policy.narrowEverything && !keepWide.some((pattern) => pattern.test(layer ?? name)) ? 8 : 16;
   };
 }
+
+type RangePolicy = Pick<Policy, "wideRange" | "wideHeadroom" | "narrowRange" | "balanceSteps">;
 
 /**
  * One encoding per point (unsigned, affine, per tensor) from what the named tasks were seen to need: one task gives its own
@@ -23,18 +29,37 @@ export function chooseEncodings(
   observations: Observations,
   tasks: readonly string[],
   widths: Widths,
-  policy: Pick<Policy, "wideRange" | "narrowRange" | "balanceSteps">,
+  policy: RangePolicy,
 ): Encoding[] {
-  const index = new Map(observations.names.map((name, position) => [name, position]));
-  return points.map((point) => {
-    const bits = widths(point);
+  return encodingChooser(points, observations, tasks, policy)(widths);
+}
+
+/** As `chooseEncodings`, for many choices of widths: every encoding is computed once. */
+export function encodingChooser(
+  points: readonly QuantizationPoint[],
+  observations: Observations,
+  tasks: readonly string[],
+  policy: RangePolicy,
+): (widths: Widths) => Encoding[] {
+  const positions = new Map(observations.names.map((name, position) => [name, position]));
+  const chosen = new Map<string, Encoding>();
+  const choose = (observed: string, bits: BitWidth): Encoding => {
+    const position = positions.get(observed);
+    if (position === undefined) throw new Error(`"${observed}" was not observed`);
     const grid = { bits, signed: false, symmetric: false } as const;
-    const position = index.get(point.observed);
-    if (position === undefined) throw new Error(`"${point.observed}" was not observed`);
     const histogram = mergeTasks(observations, position, tasks, policy.balanceSteps);
     const { min, max } = chooseRange(histogram, grid, bits === 16 ? policy.wideRange : policy.narrowRange);
-    return encodingFromRange(min, max, grid);
-  });
+    const room = bits === 16 ? policy.wideHeadroom : 1;
+    return encodingFromRange(room * min, room * max, grid);
+  };
+  return (widths) =>
+    points.map((point) => {
+      const bits = widths(point);
+      const key = `${bits} ${point.observed}`;
+      const encoding = chosen.get(key) ?? choose(point.observed, bits);
+      chosen.set(key, encoding);
+      return encoding;
+    });
 }
 
 /** What the tasks saw of one value, as one histogram. */

@@ -39,18 +39,22 @@ export function factorsOf(
   return factors;
 }
 
-/** Scales of every slot from the adapters that define the profile. Slots that none of them has take the others' median. */
+/**
+ * Scales of every slot from the adapters that define the profile. Slots that none of them has take the others' median.
+ * @param align - whether adapters will be aligned to the scales; else they reach as far as the factors do as they are
+ */
 export function slotScales(
   adapters: readonly AdapterFactors[],
   slots: readonly Slot[],
   bits: BitWidth,
   headroom: number,
+  align = true,
 ): Map<string, SlotScales> {
   const scales = new Map<string, SlotScales>();
   for (const slot of slots) {
     const present = adapters.map((adapter) => adapter.get(slot.name)).filter((factors) => factors !== undefined);
     if (present.length === 0) continue;
-    const { scaleA, scaleB } = factorScales(present, bits, headroom);
+    const { scaleA, scaleB } = align ? factorScales(present, bits, headroom) : peakScales(present, bits, headroom);
     scales.set(slot.name, { a: scaleA, b: scaleB });
   }
   const median = (values: number[]) => values.sort((x, y) => x - y)[values.length >> 1] ?? 1 / 127;
@@ -60,6 +64,19 @@ export function slotScales(
   };
   for (const slot of slots) if (!scales.has(slot.name)) scales.set(slot.name, fallback);
   return scales;
+}
+
+/** Scales that reach the largest magnitudes of all factors, with headroom on their product. */
+function peakScales(adapters: readonly Factors[], bits: BitWidth, headroom: number) {
+  const room = Math.sqrt(headroom) / (2 ** (bits - 1) - 1);
+  const reach = (side: "A" | "B") => {
+    const peak = adapters.reduce(
+      (most, { [side]: values }) => values.reduce((a, b) => Math.max(a, Math.abs(b)), most),
+      0,
+    );
+    return Math.fround((peak || 1) * room);
+  };
+  return { scaleA: reach("A"), scaleB: reach("B") };
 }
 
 /** How one slot of an adapter fits its scales. */

@@ -7,7 +7,7 @@ import type { Encoding } from "../quantization/index.ts";
 import { prepareGraph } from "../simulate/prepare-graph.ts";
 import { SimulatedPipeline } from "../simulate/simulated-pipeline.ts";
 import type { Placement } from "../simulate/simulation-graph.ts";
-import { chooseEncodings, type Widths, widthsOf } from "./activation-encodings.ts";
+import { chooseEncodings, encodingChooser, type Widths, widthsOf } from "./activation-encodings.ts";
 import { type AdapterFactors, encodeAdapter, type SlotScales, slotScales } from "./adapter-encodings.ts";
 import { graphIdentity, loadFactors } from "./exposed-adapters.ts";
 import type { Policy } from "./policy.ts";
@@ -15,6 +15,7 @@ import { type Profile, writeProfile } from "./profile.ts";
 import type { Scores } from "./scores.ts";
 import { allocateFloor, allocateShare, layerSensitivity, scoreTask, thin } from "./sensitivity.ts";
 
+/** What {@link buildProfile} reads, writes and measures on. */
 export interface ProfileOptions {
   exposed: string;
   /** Trajectory files of all tasks that share the profile, the base among them if it is to be used. */
@@ -76,7 +77,7 @@ export async function buildProfile(options: ProfileOptions): Promise<Profile> {
       policy,
       ...(signal ? { signal } : {}),
     };
-    const wide = widthsOf({ narrowEverything: policy.narrowEverything }, new Set());
+    const wide = widthsOf(policy, new Set());
     const scores = await scoreOwn(bench, wide, onProgress);
     const ranking = [...Object.entries(scores)].sort(([, a], [, b]) => b.qss - a.qss);
     const anchor = ranking.find(([name]) => factors.has(name))![0];
@@ -91,28 +92,24 @@ export async function buildProfile(options: ProfileOptions): Promise<Profile> {
     const tasks = members[strategy.kind];
     const scales = sharedScales(bench, tasks);
     for (const [name, given] of factors) {
-      simulated.setAdapter(name, encodeAdapter(given, slots.slots, scales, policy.adapterBits, false));
+      simulated.setAdapter(name, encodeAdapter(given, slots.slots, scales, policy.adapterBits, policy.align));
     }
     const needsOrder = policy.narrowFloor !== undefined || (policy.narrowShare > 0 && policy.narrowShare < 1);
     const keepWide = policy.keepWide.map((pattern) => new RegExp(pattern));
+    const encodingsFor = encodingChooser(simulated.points, observations, tasks, policy);
     const sensitivity = needsOrder
-      ? await layerSensitivity(
-          simulated,
-          scored,
-          (narrow) => chooseEncodings(simulated.points, observations, tasks, widthsOf(policy, narrow), policy),
-          {
-            calls: options.sensitivityCalls ?? 8,
-            ...(signal ? { signal } : {}),
-            ...(onProgress ? { onProgress } : {}),
-          },
-        )
+      ? await layerSensitivity(simulated, scored, (narrow) => encodingsFor(widthsOf(policy, narrow)), {
+          calls: options.sensitivityCalls ?? 8,
+          ...(signal ? { signal } : {}),
+          ...(onProgress ? { onProgress } : {}),
+        })
       : {};
     const narrow = needsOrder
       ? policy.narrowFloor !== undefined
         ? allocateFloor(sensitivity, policy.narrowFloor, gainsOf(simulated), keepWide)
         : allocateShare(sensitivity, policy.narrowShare, keepWide)
       : allocateShare(Object.fromEntries(simulated.layers.map(({ name }) => [name, 0])), policy.narrowShare, keepWide);
-    const encodings = chooseEncodings(simulated.points, observations, tasks, widthsOf(policy, narrow), policy);
+    const encodings = encodingsFor(widthsOf(policy, narrow));
     const profile: Profile = {
       format: "quad-profile",
       version: 1,
@@ -151,7 +148,7 @@ function gainsOf(simulated: SimulatedPipeline): Record<string, number> {
 /** Scales of the adapter factors, with headroom, from the adapters among the tasks that define the profile. */
 function sharedScales({ factors, slots, policy }: Workbench, tasks: readonly string[]): Map<string, SlotScales> {
   const members = tasks.map((task) => factors.get(task)).filter((member) => member !== undefined);
-  return slotScales(members, slots.slots, policy.adapterBits, policy.headroom);
+  return slotScales(members, slots.slots, policy.adapterBits, policy.headroom, policy.align);
 }
 
 /** Every task on the profile it would have on its own: the upper bound, and the paper's sensitivity score. */
@@ -165,7 +162,7 @@ async function scoreOwn(
   for (const [index, trajectory] of bench.trajectories.entries()) {
     const given = bench.factors.get(trajectory.task);
     if (given) {
-      const scales = slotScales([given], slots.slots, policy.adapterBits, 1);
+      const scales = slotScales([given], slots.slots, policy.adapterBits, 1, policy.align);
       simulated.setAdapter(
         trajectory.task,
         encodeAdapter(given, slots.slots, scales, policy.adapterBits, policy.align),
@@ -203,7 +200,8 @@ async function scoreShared(
   return scores;
 }
 
-function chooseStrategy(policy: Policy, scores: Record<string, Scores>, anchor: string): Profile["strategy"] {
+/** The profile that all share: the most sensitive adapter's, or all merged when scores are about equal. */
+export function chooseStrategy(policy: Policy, scores: Record<string, Scores>, anchor: string): Profile["strategy"] {
   const values = Object.values(scores).map(({ qss }) => qss);
   const [least, most] = [Math.min(...values), Math.max(...values)];
   const spread = most > 0 ? (most - least) / most : 0;

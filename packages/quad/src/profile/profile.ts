@@ -24,7 +24,7 @@ const profileSchema = z.strictObject({
   placement: z.enum(["npu", "cpu"]),
   /** What the graph was fixed to. */
   shape: z.strictObject({ batch: z.int(), height: z.int(), width: z.int(), tokens: z.int() }),
-  /** Rank that all adapters are padded to. */
+  /** The largest rank among the adapters: that of an NPU graph, and of the padded factors that scores were taken with. */
   rank: z.int().positive(),
   policy: policySchema,
   /** How the shared encodings were chosen. */
@@ -51,6 +51,7 @@ const profileSchema = z.strictObject({
 /** The shared quantization profile: the encodings that every adapter of a bundle uses, and why these. */
 export type Profile = z.infer<typeof profileSchema>;
 
+/** Writes a profile, atomically. Throws where it does not fit the format. */
 export async function writeProfile(path: string, profile: Profile): Promise<void> {
   await writeFileAtomically(path, `${JSON.stringify(profileSchema.parse(profile), null, 1)}\n`);
 }

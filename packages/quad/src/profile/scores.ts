@@ -28,8 +28,8 @@ export class ScoreKeeper {
     for (let start = 0; start < reference.length; start += plane) {
       const exact = reference.subarray(start, start + plane);
       const approximate = quantized.subarray(start, start + plane);
-      const { mean, deviation } = moments(exact);
-      const distribution = (field: Float32Array) => softmax(field, mean, deviation);
+      const deviation = deviationOf(exact);
+      const distribution = (field: Float32Array) => softmax(field, deviation);
       this.divergence += jensenShannonDivergence(distribution(exact), distribution(approximate));
       this.fields++;
     }
@@ -48,17 +48,20 @@ export class ScoreKeeper {
   }
 }
 
-function moments(field: Float32Array): { mean: number; deviation: number } {
+function deviationOf(field: Float32Array): number {
   let sum = 0;
   for (const value of field) sum += value;
   const mean = sum / field.length;
   let squares = 0;
   for (const value of field) squares += (value - mean) ** 2;
-  return { mean, deviation: Math.sqrt(squares / field.length) || 1 };
+  return Math.sqrt(squares / field.length) || 1;
 }
 
-function softmax(field: Float32Array, mean: number, deviation: number): Float64Array {
-  const weights = Float64Array.from(field, (value) => Math.exp((value - mean) / deviation));
+/** Of the field over the deviation; the mean cancels out. */
+function softmax(field: Float32Array, deviation: number): Float64Array {
+  // A collapsed model's values lie far out: the largest exponent is brought to 0.
+  const largest = field.reduce((a, b) => Math.max(a, b), Number.NEGATIVE_INFINITY);
+  const weights = Float64Array.from(field, (value) => Math.exp((value - largest) / deviation));
   let total = 0;
   for (const weight of weights) total += weight;
   return weights.map((weight) => weight / total);

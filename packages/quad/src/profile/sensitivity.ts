@@ -20,12 +20,16 @@ export async function scoreTask(
   return keeper.scores();
 }
 
-/** `count` calls spread evenly over a trajectory, so that early and late steps of several pictures take part. */
+/** `count` calls of a trajectory, in order: spread evenly over the time steps, and over the pictures in turn. */
 export function thin({ task, calls }: Trajectory, count: number): Trajectory {
   if (calls.length <= count) return { task, calls };
-  // A stride that shares no factor with the number of steps visits different steps of the pictures in turn.
-  const picked = Array.from({ length: count }, (_, index) => calls[Math.floor(((index + 0.5) * calls.length) / count)]);
-  return { task, calls: picked };
+  const pictures = new Map([...new Set(calls.map(({ caseIndex }) => caseIndex))].map((index, rank) => [index, rank]));
+  // Every step starts with another picture: else a stride that divides the numbers of both would always meet the same.
+  const rank = ({ step, caseIndex }: Trajectory["calls"][number]) =>
+    step * pictures.size + ((pictures.get(caseIndex)! + step) % pictures.size);
+  const ordered = calls.map((_, index) => index).sort((a, b) => rank(calls[a]) - rank(calls[b]));
+  const picked = Array.from({ length: count }, (_, i) => ordered[Math.floor(((i + 0.5) * calls.length) / count)]);
+  return { task, calls: picked.sort((a, b) => a - b).map((index) => calls[index]) };
 }
 
 export interface SensitivityOptions {

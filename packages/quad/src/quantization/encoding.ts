@@ -47,6 +47,7 @@ export function encodingRange(encoding: Encoding, entry = 0): { min: number; max
   return { min: (low - zero) * encoding.scale[entry], max: (high - zero) * encoding.scale[entry] };
 }
 
+/** Bits, granularity and range of a weight's encoding. */
 export interface WeightEncodingOptions {
   bits: BitWidth;
   /** Axis with one scale per index, or along which blocks lie; null for one scale for the whole tensor. */
@@ -101,31 +102,57 @@ const fineSteps = [-0.03, -0.0225, -0.015, -0.0075, 0.0075, 0.015, 0.0225, 0.03]
 function shrinkScales(values: Float32Array, dims: readonly number[], encoding: Encoding): void {
   const { scale } = encoding;
   const { low, high } = gridLimits(encoding);
-  const groups = scale.length;
-  const widest = scale.slice();
-  const bestRatio = new Float64Array(groups).fill(1);
-  const leastError = new Float64Array(groups).fill(Number.POSITIVE_INFINITY);
-  const candidate = new Float32Array(groups);
-  const errors = new Float64Array(groups);
-  const attempt = (ratioOf: (group: number) => number): void => {
-    for (let group = 0; group < groups; group++)
-      candidate[group] = Math.max(widest[group] * ratioOf(group), smallestScale);
-    errors.fill(0);
-    forEachRun(dims, encoding, (start, end, entry, step) => {
-      for (let i = start, e = entry; i < end; i++, e += step) {
-        const step32 = candidate[e];
-        const code = Math.min(high, Math.max(low, Math.round(values[i] / step32)));
-        errors[e] += (values[i] - code * step32) ** 2;
-      }
-    });
-    for (let group = 0; group < groups; group++) {
-      if (errors[group] >= leastError[group]) continue;
-      leastError[group] = errors[group];
-      bestRatio[group] = ratioOf(group);
-      scale[group] = candidate[group];
+  const { gathered, offsets } = gatherGroups(values, dims, encoding);
+  for (let group = 0; group < scale.length; group++) {
+    const own = gathered.subarray(offsets[group], offsets[group + 1]);
+    const widest = scale[group];
+    let bestRatio = 1;
+    let least = Number.POSITIVE_INFINITY;
+    const attempt = (ratio: number): void => {
+      const step = Math.fround(Math.max(widest * ratio, smallestScale));
+      const error = squaredError(own, step, low, high, least);
+      if (error >= least) return;
+      least = error;
+      bestRatio = ratio;
+      scale[group] = step;
+    };
+    for (const ratio of coarseRatios) attempt(ratio);
+    const coarseBest = bestRatio;
+    for (const step of fineSteps) attempt(Math.min(1, coarseBest + step));
+  }
+}
+
+/** The elements of each group side by side: every group is searched many times, and memory is slow where they lie apart. */
+function gatherGroups(
+  values: Float32Array,
+  dims: readonly number[],
+  encoding: Encoding,
+): { gathered: Float32Array; offsets: Float64Array } {
+  const offsets = new Float64Array(encoding.scale.length + 1);
+  forEachRun(dims, encoding, (start, end, entry, step) => {
+    if (step === 0) offsets[entry + 1] += end - start;
+    else for (let i = start, e = entry; i < end; i++, e++) offsets[e + 1]++;
+  });
+  for (let group = 1; group < offsets.length; group++) offsets[group] += offsets[group - 1];
+  const next = offsets.slice();
+  const gathered = new Float32Array(values.length);
+  forEachRun(dims, encoding, (start, end, entry, step) => {
+    for (let i = start, e = entry; i < end; i++, e += step) gathered[next[e]++] = values[i];
+  });
+  return { gathered, offsets };
+}
+
+/** Squared error of values on a grid; where it exceeds `enough`, any number from there on. */
+function squaredError(values: Float32Array, step: number, low: number, high: number, enough: number): number {
+  let error = 0;
+  for (let start = 0; start < values.length && error < enough; start += 256) {
+    const end = Math.min(start + 256, values.length);
+    for (let i = start; i < end; i++) {
+      const clamped = Math.min(high, Math.max(low, values[i] / step));
+      // Rounds to the nearest integer: see the constant of the same use in codes.ts.
+      const difference = values[i] - (clamped + 6755399441055744 - 6755399441055744) * step;
+      error += difference * difference;
     }
-  };
-  for (const ratio of coarseRatios) attempt(() => ratio);
-  const coarseBest = bestRatio.slice();
-  for (const step of fineSteps) attempt((group) => Math.min(1, coarseBest[group] + step));
+  }
+  return error;
 }

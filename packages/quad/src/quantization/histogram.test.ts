@@ -173,3 +173,46 @@ describe("histograms", () => {
       expect(() => addValues(createHistogram(0, 1), Float32Array.of(0.5, bad))).toThrow(InputError);
   });
 });
+
+describe("clipping that weighs more than rounding", () => {
+  const grid = uint8;
+  const histogram = createHistogram(-4, 4, 64);
+  addValues(
+    histogram,
+    sample("normal", 20000, 5).map((value) => Math.max(-4, Math.min(4, value))),
+  );
+
+  test("counts the error of values beyond the grid's ends that many times", () => {
+    const range = { min: -1.5, max: 1 };
+    const { scale, zeroPoint } = encodingFromRange(range.min, range.max, grid);
+    const ends = [-zeroPoint[0] * scale[0], (255 - zeroPoint[0]) * scale[0]];
+    let [rounding, clipping, total] = [0, 0, 0];
+    const { counts, low, high } = histogram;
+    const width = (high - low) / counts.length;
+    const points = 2000;
+    for (const [bin, count] of counts.entries()) {
+      for (let i = 0; i < points; i++) {
+        const x = low + (bin + (i + 0.5) / points) * width;
+        const code = Math.min(255, Math.max(0, Math.round(x / scale[0]) + zeroPoint[0]));
+        const error = (count / points) * (x - (code - zeroPoint[0]) * scale[0]) ** 2;
+        if (x < ends[0] - scale[0] / 2 || x > ends[1] + scale[0] / 2) clipping += error;
+        else rounding += error;
+      }
+      total += count;
+    }
+    for (const weight of [1, 4, 16]) {
+      const expected = (rounding + weight * clipping) / total;
+      expect(expectedSquaredError(histogram, range, grid, weight) / expected).toBeCloseTo(1, 2);
+    }
+  });
+
+  test("widens the chosen range towards all that was seen", () => {
+    const spans = [1, 4, 64, 1e9].map((clipWeight) => {
+      const { min, max } = chooseRange(histogram, grid, { kind: "mse", clipWeight });
+      return max - min;
+    });
+    for (let i = 1; i < spans.length; i++) expect(spans[i]).toBeGreaterThanOrEqual(spans[i - 1]);
+    expect(spans[2]).toBeGreaterThan(spans[0]);
+    expect(spans[3]).toBeCloseTo(histogram.max - histogram.min, 6);
+  });
+});

@@ -18,8 +18,14 @@ export interface Range {
   max: number;
 }
 
-/** How a range is chosen: all that was seen; the central `p` percent of it; the least expected squared error. */
-export type RangeMethod = { kind: "min-max" } | { kind: "percentile"; p: number } | { kind: "mse" };
+/**
+ * How a range is chosen: all that was seen; the central `p` percent of it; the least expected squared error, that of
+ * clipped values taken `clipWeight` times (default 1).
+ */
+export type RangeMethod =
+  | { kind: "min-max" }
+  | { kind: "percentile"; p: number }
+  | { kind: "mse"; clipWeight?: number | undefined };
 
 /** An empty histogram. A point range is widened a little so that bins have a width. */
 export function createHistogram(low: number, high: number, bins = 2048): Histogram {
@@ -140,7 +146,7 @@ const zooms = 5;
  * geometric candidates first, then rounds with half the spacing around the best. Contains 0, and is contained in
  * what was seen (widened to 0), which is itself a candidate.
  */
-export function mseRange(histogram: Histogram, grid: Grid): Range {
+export function mseRange(histogram: Histogram, grid: Grid, clipWeight = 1): Range {
   assertNotEmpty(histogram);
   const bottom = Math.min(0, histogram.min);
   const top = Math.max(0, histogram.max);
@@ -150,7 +156,7 @@ export function mseRange(histogram: Histogram, grid: Grid): Range {
   const attempt = (low: number, high: number): void => {
     const min = Math.max(bottom, low);
     const max = Math.min(top, high);
-    const error = expectedSquaredError(histogram, { min, max }, grid);
+    const error = expectedSquaredError(histogram, { min, max }, grid, clipWeight);
     if (error < least) {
       least = error;
       best = { min, max };
@@ -177,8 +183,10 @@ export function mseRange(histogram: Histogram, grid: Grid): Range {
 /**
  * Expected squared error of quantizing with this range, for values spread evenly inside each bin. The integral of the
  * squared error up to x, with n = the nearest code (clipped) and r = x - n s, is `n s^3 / 12 + r^3 / 3`.
+ * @param clipWeight - factor on the error of values beyond the grid's ends. Rounding differs from run to run and averages
+ *   out over them, clipping repeats: over T runs whose results add up, it counts T times as much.
  */
-export function expectedSquaredError(histogram: Histogram, range: Range, grid: Grid): number {
+export function expectedSquaredError(histogram: Histogram, range: Range, grid: Grid, clipWeight = 1): number {
   const { scale, zeroPoint } = encodingFromRange(range.min, range.max, grid);
   const limits = gridLimits(grid);
   const lowest = limits.low - zeroPoint[0];
@@ -190,7 +198,9 @@ export function expectedSquaredError(histogram: Histogram, range: Range, grid: G
   const width = (high - low) / bins;
   const integral = (x: number): number => {
     const code = Math.min(highest, Math.max(lowest, Math.round(x / step)));
-    return code * perCode + (x - code * step) ** 3 / 3;
+    const rest = x - code * step;
+    const rounded = Math.min(step / 2, Math.max(-step / 2, rest));
+    return code * perCode + (rounded ** 3 + clipWeight * (rest ** 3 - rounded ** 3)) / 3;
   };
   let error = 0;
   let total = 0;
@@ -204,7 +214,8 @@ export function expectedSquaredError(histogram: Histogram, range: Range, grid: G
     if (end - begin > 1e-9 * width) error += (count * (integral(end) - integral(begin))) / (end - begin);
     else {
       const code = Math.min(highest, Math.max(lowest, Math.round(begin / step)));
-      error += count * (begin - code * step) ** 2;
+      const rest = begin - code * step;
+      error += count * (Math.abs(rest) > step / 2 ? clipWeight : 1) * rest ** 2;
     }
   }
   return error / total;
@@ -213,7 +224,7 @@ export function expectedSquaredError(histogram: Histogram, range: Range, grid: G
 /** The range of a distribution by one of the methods. */
 export function chooseRange(histogram: Histogram, grid: Grid, method: RangeMethod): Range {
   assertNotEmpty(histogram);
-  if (method.kind === "mse") return mseRange(histogram, grid);
+  if (method.kind === "mse") return mseRange(histogram, grid, method.clipWeight);
   return percentileRange(histogram, method.kind === "percentile" ? method.p : 100);
 }
 

@@ -5,18 +5,27 @@ import { type FolderFiles, openPipeline, type Pipeline } from "@quad/runtime";
 import * as ort from "onnxruntime-node";
 import { folderFiles } from "../files/folder-files.ts";
 
-/** Session settings under which Q/DQ pairs are computed as written, so that a simulation is what it says. */
+/**
+ * Session settings under which Q/DQ pairs are computed as written, so that a simulation is what it says. Threads do not
+ * spin while they wait: simulations run for minutes, often several side by side.
+ */
 export const simulationSettings = {
   logSeverityLevel: 3 as const,
   intraOpNumThreads: 2,
-  extra: { session: { disable_quant_qdq: "1" } },
+  extra: { session: { disable_quant_qdq: "1", intra_op: { allow_spinning: "0" } } },
 };
 
 /**
  * Opens a model folder with another graph in a component's place: an observed or simulated form of it. The folder itself
  * stays as it is.
+ * @param threads - CPU threads per graph
  */
-export async function openWithGraph(folder: string, component: string, model: Model): Promise<Pipeline> {
+export async function openWithGraph(
+  folder: string,
+  component: string,
+  model: Model,
+  threads = simulationSettings.intraOpNumThreads,
+): Promise<Pipeline> {
   const files = folderFiles(folder);
   const replaced = `${component}/model.onnx`;
   const temporary = await writeTemporary(model);
@@ -26,7 +35,8 @@ export async function openWithGraph(folder: string, component: string, model: Mo
     localPath: (path) => (path === replaced ? temporary.path : join(folder, path)),
   };
   try {
-    return await openPipeline({ ort: ort as never, files: overlay, sessionOptions: simulationSettings });
+    const sessionOptions = { ...simulationSettings, intraOpNumThreads: threads };
+    return await openPipeline({ ort: ort as never, files: overlay, sessionOptions });
   } finally {
     temporary.remove();
   }

@@ -21,9 +21,15 @@ export interface Quantizable {
   layers: QuantizableLayer[];
   /**
    * Every float value that a node computes or the graph takes in, adapter factors and strengths excepted. Outputs of
-   * operators that only move data are left out: they have the encoding of what they move.
+   * operators that only move data are left out: they have the encoding of what they move. So are phases.
    */
   activations: Value[];
+  /**
+   * Arguments of sines and cosines (the time step's embedding) and what they are computed from. They stay in float: rounding
+   * turns an angle by up to half a step, and with a time step of up to 1000 on an 8-bit grid that is two radians. These
+   * two values alone make a fully 8-bit model collapse; see docs/method.md.
+   */
+  phases: Value[];
   /** Values inside adapter branches whose size is the rank (empty when no adapter is bound). */
   rankSized: Set<Value>;
   /** Nodes of the adapter branches. */
@@ -66,14 +72,30 @@ export function findQuantizable(model: Model, slots: SlotsFile["components"][str
   const position = new Map(order.map((node, index) => [node, index]));
   layers.sort((a, b) => position.get(a.nodes[0])! - position.get(b.nodes[0])!);
 
-  const activations = graph.inputs.filter((value) => value.dataType === "float32" && !adapterInputs.has(value.name));
+  const floats = graph.inputs.filter((value) => value.dataType === "float32" && !adapterInputs.has(value.name));
   for (const node of order) {
     if (movesData(node)) continue;
     for (const value of node.outputs) {
-      if (value && value.dataType === "float32" && !parameters.has(value)) activations.push(value);
+      if (value && value.dataType === "float32" && !parameters.has(value)) floats.push(value);
     }
   }
-  return { layers, activations, rankSized, branchNodes };
+  const layerNodes = new Set(layers.flatMap(({ nodes }) => nodes));
+  const turning = findPhases(order, layerNodes);
+  const activations = floats.filter((value) => !turning.has(value));
+  const phases = floats.filter((value) => turning.has(value));
+  return { layers, activations, phases, rankSized, branchNodes };
+}
+
+/** Values that sines and cosines are taken of, back to the graph's inputs or the nearest layer. */
+function findPhases(order: readonly Node[], layerNodes: ReadonlySet<Node>): Set<Value> {
+  const phases = new Set<Value>();
+  for (const node of [...order].reverse()) {
+    const isPeriodic = node.domain === "" && (node.opType === "Sin" || node.opType === "Cos");
+    const leads = !layerNodes.has(node) && node.outputs.some((value) => value && phases.has(value));
+    if (!isPeriodic && !leads) continue;
+    for (const value of node.inputs) if (value && !value.initializer) phases.add(value);
+  }
+  return phases;
 }
 
 const movements = new Set([

@@ -35,10 +35,10 @@ export class SimulatedPipeline {
     component: string,
     prepared: Model,
     slots: SlotsFile["components"][string],
-    options: SimulationOptions,
+    options: SimulationOptions & { threads?: number | undefined },
   ): Promise<SimulatedPipeline> {
     const simulation = buildSimulation(prepared, slots, options);
-    const pipeline = await openWithGraph(folder, component, simulation.model);
+    const pipeline = await openWithGraph(folder, component, simulation.model, options.threads);
     return new SimulatedPipeline(component, simulation, pipeline);
   }
 

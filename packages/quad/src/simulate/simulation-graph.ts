@@ -1,6 +1,6 @@
 import { cloneModel, type Graph, type Model, type Node, Tensor, type Value } from "@quad/onnx";
 import type { SlotsFile } from "@quad/runtime";
-import { type BitWidth, fakeQuantize, weightEncoding } from "../quantization/index.ts";
+import { type BitWidth, type Encoding, fakeQuantize, weightEncoding } from "../quantization/index.ts";
 import { findQuantizable, movedFrom, type Quantizable } from "./quantizable.ts";
 
 /**
@@ -34,6 +34,8 @@ export interface SimulationOptions {
   weightBits: BitWidth;
   /** How weight scales are found; per output channel in any case. */
   weightMethod: "min-max" | "mse";
+  /** Round phases too, as no target does: for the study of what a fully 8-bit model suffers from. */
+  roundPhases?: boolean;
 }
 
 /**
@@ -55,7 +57,7 @@ export function buildSimulation(
   const points: QuantizationPoint[] = [];
   const insertions: ((encoding: PointEncoding) => void)[] = [];
   if (options.placement === "npu") {
-    for (const value of quantizable.activations) {
+    for (const value of [...quantizable.activations, ...(options.roundPhases ? quantizable.phases : [])]) {
       points.push({ name: value.name, kind: "activation", observed: value.name });
       insertions.push((encoding) => {
         const readers = value.uses;
@@ -118,19 +120,38 @@ export function weightAxis(node: Node): number {
   return node.opType === "Gemm" && node.int("transB", 0) === 1 ? 0 : 1;
 }
 
-function roundWeights(graph: Graph, { layers }: Quantizable, { weightBits, weightMethod }: SimulationOptions): void {
+const knownEncodings = new WeakMap<Tensor, Map<string, Encoding>>();
+
+/**
+ * The encoding of the weight that `node` reads, symmetric and per output channel. Remembered as long as the tensor lives:
+ * the search for scales takes a while, and clones of a graph share their tensors.
+ */
+export function layerEncoding(
+  weight: Value,
+  node: Node,
+  { weightBits: bits, weightMethod: method }: Pick<SimulationOptions, "weightBits" | "weightMethod">,
+): Encoding {
+  const tensor = weight.initializer!;
+  const axis = weightAxis(node);
+  const known = knownEncodings.get(tensor) ?? new Map<string, Encoding>();
+  knownEncodings.set(tensor, known);
+  const key = `${bits} ${method} ${axis}`;
+  let encoding = known.get(key);
+  if (!encoding) {
+    encoding = weightEncoding(tensor.toFloat32(), tensor.dims, { bits, axis, method });
+    known.set(key, encoding);
+  }
+  return encoding;
+}
+
+function roundWeights(graph: Graph, { layers }: Quantizable, options: SimulationOptions): void {
   const done = new Set<Value>();
   for (const { nodes, weight } of layers) {
     if (!weight || done.has(weight)) continue;
     done.add(weight);
     const tensor = weight.initializer!;
-    const values = tensor.toFloat32();
-    const encoding = weightEncoding(values, [...tensor.dims], {
-      bits: weightBits,
-      axis: weightAxis(nodes[0]),
-      method: weightMethod,
-    });
-    const rounded = fakeQuantize(values, [...tensor.dims], encoding);
+    const encoding = layerEncoding(weight, nodes[0], options);
+    const rounded = fakeQuantize(tensor.toFloat32(), [...tensor.dims], encoding);
     const replacement = graph.addInitializer(`${weight.name}_rounded`, Tensor.float32(tensor.dims, rounded));
     for (const node of nodes) {
       for (const [index, input] of node.inputs.entries()) if (input === weight) node.setInput(index, replacement);
