@@ -1,0 +1,37 @@
+import { readdir } from "node:fs/promises";
+import { join } from "node:path";
+import { openSafetensors } from "../files/safetensors.ts";
+import type { AdapterTensors } from "./encode-adapter.ts";
+
+/** Full-precision factors that a bundle's adapter is made from. */
+export interface AdapterSource extends AdapterTensors {
+  /** Whether alignment may move them: factors that were trained on the grid stay where they are. */
+  align: boolean;
+}
+
+/** The exposed folder's adapters, with those of `distilled` in place of their namesakes. */
+export async function loadAdapters(
+  exposed: string,
+  distilled: string | undefined,
+): Promise<Map<string, AdapterSource>> {
+  const suffix = ".safetensors";
+  const list = async (folder: string) =>
+    (await readdir(folder).catch(() => [])).filter((name) => name.endsWith(suffix)).sort();
+  const own = join(exposed, "adapters");
+  const trained = new Set(distilled ? await list(distilled) : []);
+  const adapters = new Map<string, AdapterSource>();
+  for (const name of [...new Set([...(await list(own)), ...trained])].sort()) {
+    const isTrained = trained.has(name);
+    const file = await openSafetensors(join(isTrained ? distilled! : own, name));
+    try {
+      const tensors = new Map<string, Float32Array>();
+      for (const key of file.entries.keys()) tensors.set(key, await file.readFloat32(key));
+      const source = file.metadata["quad.source"] ?? name;
+      const rank = Number(file.metadata["quad.rank"]);
+      adapters.set(name.slice(0, -suffix.length), { tensors, rank, source, align: !isTrained });
+    } finally {
+      await file.close();
+    }
+  }
+  return adapters;
+}

@@ -1,0 +1,221 @@
+import { existsSync } from "node:fs";
+import { readFile } from "node:fs/promises";
+import { basename, join, resolve } from "node:path";
+import { InputError } from "@quad/onnx";
+import { type AdapterRecord, type BundleQuality, type SlotsFile, type Task, tasksFileSchema } from "@quad/runtime";
+import { importAdapter } from "../adapters/import.ts";
+import type { ImportedAdapter } from "../adapters/types.ts";
+import { recordTrajectory, type TaskCase } from "../calibrate/trajectory.ts";
+import { distillNew } from "../distill/distill-new.ts";
+import type { DistillSettings } from "../distill/options.ts";
+import { type BoundAdapter, bindAdapter } from "../expose/bind-adapter.ts";
+import { readSlots } from "../expose/slots.ts";
+import { writeFileAtomically } from "../files/atomic.ts";
+import { parseJsonFile } from "../model/model-folder.ts";
+import { openFolder } from "../open.ts";
+import { readProfile } from "../profile/profile.ts";
+import { bundleFiles, readManifest } from "./bundle-folder.ts";
+import { encodeForBundle } from "./encode-adapter.ts";
+import { measureQuality } from "./quality.ts";
+import { openReference } from "./reference-pipeline.ts";
+import { slotModules } from "./slot-modules.ts";
+import { verifyFile } from "./verify.ts";
+
+/** What {@link addToBundle} encodes, into which bundle, and what it measures the fit on. */
+export interface AddOptions {
+  bundle: string;
+  /** LoRA file or PEFT folder. */
+  adapter: string;
+  /** Name of the adapter and of its task. */
+  name: string;
+  /** Defaults of the task; guidance and steps are the base's where left out. */
+  task?: Omit<Task, "adapter">;
+  /** Full-precision model folder, plain or exposed: the fit is then measured by running both. */
+  against?: string;
+  /** Tune the factors to the bundle's profile; `against` is then the exposed folder that the bundle was compiled from. */
+  distill?: DistillSettings;
+  /** What to measure on; default: the task's prompt with four seeds. */
+  cases?: readonly TaskCase[];
+  /** Take an adapter that has layers without a slot in the bundle. */
+  partial?: boolean;
+  signal?: AbortSignal;
+  onProgress?: (stage: string, done: number, total: number, detail?: string) => void;
+}
+
+const defaultCases = 4;
+
+/**
+ * Encodes a new adapter against a bundle's frozen graph and profile. Writes `adapters/NAME.*` and touches nothing else.
+ * @throws InputError if the name is taken, the adapter has layers without a slot (unless `partial`), or its rank exceeds a
+ *   fixed one
+ */
+export async function addToBundle(options: AddOptions): Promise<AdapterRecord> {
+  const { name, signal } = options;
+  const bundle = resolve(options.bundle);
+  const manifest = await readManifest(bundle);
+  refuseTakenName(options);
+  for (const file of [bundleFiles.profile, bundleFiles.slots]) await verifyFile(bundle, file, manifest.files[file]);
+  const profile = await readProfile(join(bundle, bundleFiles.profile));
+  const slots = await readSlots(bundle);
+  const imported = await importAdapter(options.adapter, slotModules(slots), { name });
+  refuseLargeRank(imported, slots);
+  const withoutSlot = lostKeys(imported);
+  if (withoutSlot.length > 0 && !options.partial) refusePartial(imported, withoutSlot);
+  const task = await taskOf(options, bundle);
+
+  const bound = bindAdapter(imported.layers, slots.components);
+  const { rank, tensors } = options.distill
+    ? await distilled(options, options.distill, bound, task)
+    : {
+        rank: bound.rank,
+        tensors: new Map(bound.tensors.map((tensor) => [tensor.name, tensor.data as Float32Array])),
+      };
+  const { files, record } = await encodeForBundle(
+    name,
+    {
+      rank,
+      tensors,
+      source: basename(options.adapter),
+    },
+    { slots, profile, identity: { graph: manifest.graph, profile: manifest.profile } },
+    {
+      align: profile.policy.align && !options.distill,
+      task,
+      withoutSlot,
+      ...(signal ? { signal } : {}),
+      onProgress: (done, total) => options.onProgress?.("encoding", done, total),
+    },
+  );
+  if (options.against !== undefined) {
+    const encoded = files.get(`${name}.safetensors`)!;
+    record.fit.measured = await measure(
+      options,
+      options.against,
+      encoded,
+      task,
+      manifest.component,
+      profile.shape.batch,
+    );
+  }
+  signal?.throwIfAborted();
+  const folder = join(bundle, bundleFiles.adapters);
+  for (const [file, bytes] of files) await writeFileAtomically(join(folder, file), bytes);
+  // The record comes last: without it the adapter is not there.
+  await writeFileAtomically(join(folder, `${name}.json`), `${JSON.stringify(record, null, 1)}\n`);
+  return record;
+}
+
+/** The factors tuned to the bundle's profile. */
+async function distilled(options: AddOptions, settings: DistillSettings, bound: BoundAdapter, task: Task) {
+  const { bundle, against, name, adapter, signal, onProgress } = options;
+  if (against === undefined) {
+    throw new InputError({
+      what: "distillation needs the full-precision model to learn from",
+      fix: "Give the exposed folder that the bundle was compiled from with --against.",
+    });
+  }
+  const pipeline = await openFolder(bundle);
+  const size = pipeline.defaultSize;
+  await pipeline.dispose();
+  const defaults = { ...defaultsOf(task), ...size };
+  return distillNew({
+    ...{ exposed: against, profile: join(resolve(bundle), bundleFiles.profile), name, bound, settings },
+    openTeacher: () => openReference(against, name, adapter),
+    cases: (options.cases ?? [{}]).map((own) => ({ ...defaults, ...own })),
+    ...(signal ? { signal } : {}),
+    ...(onProgress ? { onProgress } : {}),
+  });
+}
+
+function defaultsOf({ prompt, negativePrompt, steps, guidance }: Task): TaskCase {
+  return {
+    ...(prompt !== undefined ? { prompt } : {}),
+    ...(negativePrompt !== undefined ? { negativePrompt } : {}),
+    ...(steps !== undefined ? { steps } : {}),
+    ...(guidance !== undefined ? { guidance } : {}),
+  };
+}
+
+function refuseTakenName({ bundle, name }: AddOptions): void {
+  if (!/^[\w.-]+$/.test(name) || name === "base") {
+    throw new InputError({
+      what: "is no name for an adapter",
+      got: `"${name}"`,
+      expected: 'letters, digits, dots, dashes and underscores, and not "base"',
+    });
+  }
+  const file = join(bundle, bundleFiles.adapters, `${name}.json`);
+  if (!existsSync(file)) return;
+  throw new InputError({
+    what: "the bundle has an adapter of this name",
+    file,
+    fix: "Choose another --task, or remove this adapter's files first.",
+  });
+}
+
+function lostKeys({ report }: ImportedAdapter): string[] {
+  return [...report.unmatched, ...report.mismatched].map(({ key }) => key);
+}
+
+function refusePartial({ source, report }: ImportedAdapter, lost: readonly string[]): void {
+  const shown = lost.slice(0, 3).join(", ");
+  throw new InputError({
+    what: `${lost.length} of the adapter's ${lost.length + report.matched.length} keys have no slot in this bundle`,
+    file: source,
+    where: lost.length > 3 ? `${shown}, ...` : shown,
+    fix: "Build a bundle with this adapter among the others, or take what fits with --partial.",
+  });
+}
+
+function refuseLargeRank({ source, report }: ImportedAdapter, { rank }: SlotsFile): void {
+  if (rank.kind === "dynamic" || report.rankMax <= rank.rank) return;
+  throw new InputError({
+    what: "the adapter's rank exceeds that of the bundle's graph",
+    file: source,
+    expected: `at most ${rank.rank}`,
+    got: String(report.rankMax),
+    fix: `Compile the bundle again with --rank ${report.rankMax}, or reduce the adapter's rank.`,
+  });
+}
+
+async function taskOf({ name, task = {} }: AddOptions, bundle: string): Promise<Task> {
+  const path = join(bundle, bundleFiles.tasks);
+  const tasks = existsSync(path) ? parseJsonFile(path, await readFile(path, "utf8"), tasksFileSchema).tasks : {};
+  const { guidance, steps } = tasks.base ?? {};
+  return {
+    adapter: name,
+    ...(guidance !== undefined ? { guidance } : {}),
+    ...(steps !== undefined ? { steps } : {}),
+    ...task,
+  };
+}
+
+/** Draws the cases in full precision, then asks the bundle the same. */
+async function measure(
+  { bundle, adapter, name, cases, signal, onProgress }: AddOptions,
+  against: string,
+  encoded: Uint8Array,
+  task: Task,
+  component: string,
+  batch: number,
+): Promise<BundleQuality> {
+  const common = signal ? { signal } : {};
+  // A fixed number of threads: sums of floats, and so the figures, depend on it.
+  const pipeline = await openFolder(bundle, { threads: 2 });
+  try {
+    const defaults: TaskCase = { ...defaultsOf(task), ...pipeline.defaultSize };
+    const chosen = cases ?? Array.from({ length: defaultCases }, (_, seed) => ({ seed }));
+    const reference = await openReference(against, name, adapter);
+    const trajectory = await recordTrajectory(
+      reference,
+      name,
+      chosen.map((own) => ({ ...defaults, ...own })),
+      { ...common, onProgress: (done, total) => onProgress?.("drawing in full precision", done, total) },
+    ).finally(() => reference.dispose());
+    pipeline.addAdapter(name, encoded);
+    await pipeline.use(name);
+    return await measureQuality(pipeline, component, trajectory, { batch, calls: 32, ...common });
+  } finally {
+    await pipeline.dispose();
+  }
+}

@@ -1,0 +1,101 @@
+import { existsSync } from "node:fs";
+import { readdir, readFile, rename, rm, stat } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
+import { InputError } from "@quad/onnx";
+import {
+  type AdapterRecord,
+  adapterRecordSchema,
+  type BundleManifest,
+  type FileRecord,
+  manifestSchema,
+} from "@quad/runtime";
+import { hashFile } from "../files/hash.ts";
+import { parseJsonFile } from "../model/model-folder.ts";
+
+/** Files of a bundle by what they are for. */
+export const bundleFiles = {
+  manifest: "manifest.json",
+  profile: "profile.json",
+  slots: "slots.json",
+  tasks: "tasks.json",
+  encodings: "encodings.json",
+  adapters: "adapters",
+} as const;
+
+/** @throws InputError if the folder is no bundle of this version */
+export async function readManifest(bundle: string): Promise<BundleManifest> {
+  const file = join(bundle, bundleFiles.manifest);
+  let text: string;
+  try {
+    text = await readFile(file, "utf8");
+  } catch {
+    throw new InputError({
+      what: "there is no manifest.json",
+      file: bundle,
+      expected: "a bundle written by quad build or quad compile",
+    });
+  }
+  return parseJsonFile(file, text, manifestSchema);
+}
+
+/** The records of a bundle's adapters, sorted by name. */
+export async function readRecords(bundle: string): Promise<AdapterRecord[]> {
+  const folder = join(bundle, bundleFiles.adapters);
+  const names = (await readdir(folder).catch(() => [])).filter((name) => name.endsWith(".json")).sort();
+  return Promise.all(
+    names.map(async (name) => {
+      const file = join(folder, name);
+      return parseJsonFile(file, await readFile(file, "utf8"), adapterRecordSchema);
+    }),
+  );
+}
+
+/** Hashes and sizes of all files below a folder but adapters and the manifest, by path with `/`, sorted. */
+export async function recordFiles(folder: string, signal?: AbortSignal): Promise<Record<string, FileRecord>> {
+  const records: Record<string, FileRecord> = {};
+  for (const path of await listFiles(folder)) {
+    if (path === bundleFiles.manifest || path.startsWith(`${bundleFiles.adapters}/`)) continue;
+    signal?.throwIfAborted();
+    const file = join(folder, path);
+    records[path] = { sha256: await hashFile(file), bytes: (await stat(file)).size };
+  }
+  return records;
+}
+
+async function listFiles(folder: string, prefix = ""): Promise<string[]> {
+  const files: string[] = [];
+  const entries = await readdir(folder, { withFileTypes: true });
+  for (const entry of entries.sort((a, b) => (a.name < b.name ? -1 : 1))) {
+    const path = `${prefix}${entry.name}`;
+    if (entry.isDirectory()) files.push(...(await listFiles(join(folder, entry.name), `${path}/`)));
+    else files.push(path);
+  }
+  return files;
+}
+
+/** Overwriting is for bundles; anything else stays. */
+export async function refuseForeignFolder(out: string): Promise<void> {
+  if (!existsSync(out)) return;
+  const entries = await readdir(out).catch(() => ["a file"]);
+  if (entries.length === 0 || existsSync(join(out, bundleFiles.manifest))) return;
+  throw new InputError({
+    what: "exists and is no bundle",
+    file: out,
+    fix: "Choose another --out, or remove it first.",
+  });
+}
+
+/** Name of the folder in which `out` is prepared; what a killed run left there is to be removed first. */
+export function temporaryFolder(out: string): string {
+  return join(dirname(out), `.quad-${basename(out)}.tmp`);
+}
+
+/** Puts a finished folder in another's place: at every moment one of the two is there, under one name or another. */
+export async function replaceFolder(finished: string, out: string): Promise<void> {
+  if (!existsSync(out)) return rename(finished, out);
+  const old = join(dirname(out), `.quad-${basename(out)}.old.tmp`);
+  await rm(old, { recursive: true, force: true });
+  await rename(out, old);
+  await rename(finished, out);
+  await rm(old, { recursive: true, force: true });
+}

@@ -1,0 +1,64 @@
+import type { BundleQuality, Pipeline } from "@quad/runtime";
+import type { ModelCall, Trajectory } from "../calibrate/trajectory.ts";
+import { ScoreKeeper } from "../profile/scores.ts";
+import { thin } from "../profile/sensitivity.ts";
+
+export interface QualityOptions {
+  /** Rows that the quantized graph takes per run. */
+  batch: number;
+  /** Recorded calls to take, spread evenly. */
+  calls: number;
+  signal?: AbortSignal;
+}
+
+/** Runs a bundle's denoiser on recorded calls, with the selection in use, and compares with what full precision said. */
+export async function measureQuality(
+  pipeline: Pipeline,
+  component: string,
+  trajectory: Trajectory,
+  { batch, calls, signal }: QualityOptions,
+): Promise<BundleQuality> {
+  const keeper = new ScoreKeeper();
+  const taken = thin(trajectory, calls).calls;
+  for (const call of taken) {
+    signal?.throwIfAborted();
+    keeper.add(call, await predictRows(pipeline, component, call, batch));
+  }
+  const { qss, sqnr } = keeper.scores();
+  return { qss, sqnr: Number.isFinite(sqnr) ? sqnr : null, calls: taken.length };
+}
+
+/** The denoiser's output for a call of any number of rows, from a graph of `batch` rows: several runs, or rows repeated. */
+async function predictRows(
+  pipeline: Pipeline,
+  component: string,
+  { inputs, output }: ModelCall,
+  batch: number,
+): Promise<Float32Array> {
+  const rows = output.dims[0];
+  const rowSize = output.dims.slice(1).reduce((product, size) => product * size, 1);
+  const result = new Float32Array(rows * rowSize);
+  for (let start = 0; start < rows; start += batch) {
+    const indices = Array.from({ length: batch }, (_, index) => (start + index) % rows);
+    const outputs = await pipeline.runComponent(
+      component,
+      Object.fromEntries(Object.entries(inputs).map(([name, tensor]) => [name, pickRows(tensor, rows, indices)])),
+    );
+    const values = Object.values(outputs)[0].data as Float32Array;
+    result.set(values.subarray(0, Math.min(batch, rows - start) * rowSize), start * rowSize);
+  }
+  return result;
+}
+
+/** Rows of an input by index; time steps, which all rows share, stay as they are. */
+function pickRows(tensor: ModelCall["output"], rows: number, indices: readonly number[]): ModelCall["output"] {
+  if (tensor.dims.length < 2 || (indices.length === rows && indices.every((row, index) => row === index)))
+    return tensor;
+  const source = tensor.data as Float32Array;
+  const size = source.length / rows;
+  const data = new Float32Array(indices.length * size);
+  indices.forEach((row, index) => {
+    data.set(source.subarray(row * size, (row + 1) * size), index * size);
+  });
+  return { ...tensor, dims: [indices.length, ...tensor.dims.slice(1)], data };
+}

@@ -1,0 +1,283 @@
+import { existsSync } from "node:fs";
+import { cp, mkdir, rm } from "node:fs/promises";
+import { join, resolve } from "node:path";
+import {
+  checkModel,
+  commonSubexpressions,
+  constantFolding,
+  deadCodeElimination,
+  InputError,
+  identityRemoval,
+  loadModel,
+  type Model,
+  runPasses,
+  saveModel,
+} from "@quad/onnx";
+import { type AdapterRecord, type BundleManifest, type BundleQuality, graphHash, type SlotsFile } from "@quad/runtime";
+import { type AdapterSource, loadAdapters } from "../bundle/adapter-sources.ts";
+import { aimetEncodings } from "../bundle/aimet-encodings.ts";
+import {
+  bundleFiles,
+  readManifest,
+  readRecords,
+  recordFiles,
+  refuseForeignFolder,
+  replaceFolder,
+  temporaryFolder,
+} from "../bundle/bundle-folder.ts";
+import { copyRest, keepTasks } from "../bundle/copied-files.ts";
+import { type EncodingFrame, encodeForBundle } from "../bundle/encode-adapter.ts";
+import { measureQuality } from "../bundle/quality.ts";
+import { denoiserSlots } from "../calibrate/calibrate.ts";
+import { readTrajectory } from "../calibrate/trajectory.ts";
+import { writeAimet } from "../encodings-files/index.ts";
+import { writeFileAtomically } from "../files/atomic.ts";
+import { hashFile } from "../files/hash.ts";
+import { componentFile } from "../model/model-folder.ts";
+import { openFolder } from "../open.ts";
+import { graphIdentity } from "../profile/exposed-adapters.ts";
+import { type Profile, pointEncoding, readProfile } from "../profile/profile.ts";
+import { prepareGraph } from "../simulate/prepare-graph.ts";
+import { buildQuantizedGraph } from "./quantized-graph.ts";
+
+/** What {@link compileBundle} reads and writes. */
+export interface CompileOptions {
+  /** Exposed folder that the profile was made for. */
+  exposed: string;
+  /** `profile.json`. */
+  profile: string;
+  /** Folder to write; a bundle there is replaced. */
+  out: string;
+  /** What the profile was made for: another target needs another profile. */
+  target: "cpu" | "npu";
+  /** Rank that an npu's graph takes; default: the profile's. */
+  rank?: number;
+  /** Folder with distilled factors: they replace the exposed folder's of the same names, and are not aligned again. */
+  adapters?: string;
+  /** Recorded trajectories: the bundle is run on them, to say how well every task fits. */
+  trajectories?: readonly string[];
+  /** Calls per task that the fit is measured over. */
+  qualityCalls?: number;
+  signal?: AbortSignal;
+  onProgress?: (stage: string, done: number, total: number) => void;
+}
+
+/** What {@link compileBundle} wrote. */
+export interface CompileResult {
+  out: string;
+  manifest: BundleManifest;
+  adapters: AdapterRecord[];
+  /** Adapters that had been added to the bundle that was replaced, and were encoded for its graph and profile. */
+  lost: string[];
+}
+
+/**
+ * Stage: exposed folder and profile -> bundle. One quantized graph, the adapters as integer codes on its scales, and a
+ * manifest of everything. The folder appears under its name only when complete; same input, same bytes.
+ * @throws InputError when the profile belongs to another graph or target, or `out` exists and is no bundle
+ */
+export async function compileBundle(options: CompileOptions): Promise<CompileResult> {
+  const { signal, onProgress } = options;
+  const exposed = resolve(options.exposed);
+  const out = resolve(options.out);
+  await refuseForeignFolder(out);
+  const profile = await readProfile(options.profile);
+  const { component, slots, file } = await denoiserSlots(exposed);
+  await checkProfile(profile, options, component);
+  const rank: SlotsFile["rank"] =
+    options.target === "npu" ? { kind: "fixed", rank: fixedRank(options, profile, file) } : file.rank;
+
+  const temporary = temporaryFolder(out);
+  await rm(temporary, { recursive: true, force: true });
+  await mkdir(temporary, { recursive: true });
+  try {
+    onProgress?.("compiling the graph", 0, 3);
+    const prepared = await prepareGraph(loadModel(componentFile(exposed, component)), slots, profile.shape);
+    signal?.throwIfAborted();
+    const encodings = aimetEncodings(prepared, slots, profile);
+    const points = new Map(Object.entries(profile.points).map(([name, point]) => [name, pointEncoding(point)]));
+    const { policy } = profile;
+    const model = await buildQuantizedGraph(prepared, slots, {
+      points,
+      slots: new Map(Object.entries(profile.slots)),
+      adapterBits: policy.adapterBits,
+      weightBits: policy.weightBits,
+      weightMethod: policy.weightMethod,
+      narrowLayers: new Set(profile.narrowLayers),
+      target: rank.kind === "fixed" && options.target === "npu" ? { kind: "npu", rank: rank.rank } : { kind: "cpu" },
+    });
+    onProgress?.("compiling the graph", 1, 3);
+    signal?.throwIfAborted();
+    await simplify(model);
+    checkModel(model);
+    onProgress?.("compiling the graph", 2, 3);
+    signal?.throwIfAborted();
+
+    await copyRest(exposed, component, temporary);
+    await saveModel(model, componentFile(temporary, component), { ...(signal ? { signal } : {}) });
+    onProgress?.("compiling the graph", 3, 3);
+    const elementType = policy.adapterBits === 8 ? "int8" : "int16";
+    const bundleSlots: SlotsFile = {
+      ...file,
+      rank,
+      components: { ...file.components, [component]: { ...slots, elementType } },
+    };
+    await writeJson(join(temporary, bundleFiles.slots), bundleSlots);
+    await cp(options.profile, join(temporary, bundleFiles.profile), { dereference: true });
+    await writeFileAtomically(join(temporary, bundleFiles.encodings), writeAimet(encodings, "2.0.0"));
+    const adapters = await loadAdapters(exposed, options.adapters);
+    await keepTasks(temporary, [...adapters.keys()]);
+
+    const identity = {
+      graph: await graphHash(await fileHashes(componentFile(temporary, component))),
+      profile: await hashFile(join(temporary, bundleFiles.profile)),
+    };
+    const records = await writeAdapters(temporary, adapters, { slots: bundleSlots, profile, identity }, options);
+    const qualities = await measureTasks(temporary, profile, options);
+    for (const record of records) {
+      const measured = qualities.get(record.name);
+      if (measured) record.fit.measured = measured;
+      await writeJson(join(temporary, bundleFiles.adapters, `${record.name}.json`), record);
+    }
+    const base = qualities.get("base");
+    const manifest: BundleManifest = {
+      format: "quad-bundle",
+      version: 1,
+      target: rank.kind === "fixed" && options.target === "npu" ? { kind: "npu", rank: rank.rank } : { kind: "cpu" },
+      component,
+      ...identity,
+      ...(base ? { base } : {}),
+      files: await recordFiles(temporary, signal),
+    };
+    await writeJson(join(temporary, bundleFiles.manifest), manifest);
+    const lost = await keepAddedAdapters(out, temporary, manifest);
+    signal?.throwIfAborted();
+    await replaceFolder(temporary, out);
+    return { out: options.out, manifest, adapters: records, lost };
+  } finally {
+    await rm(temporary, { recursive: true, force: true });
+  }
+}
+
+async function checkProfile(profile: Profile, options: CompileOptions, component: string): Promise<void> {
+  const file = options.profile;
+  const identity = await graphIdentity(options.exposed, component);
+  if (profile.graph !== identity) {
+    throw new InputError({
+      what: "the profile was made for another graph",
+      file,
+      where: "graph",
+      expected: `${identity}, of ${options.exposed}`,
+      got: profile.graph,
+      fix: "Run quad calibrate and quad profile on this exposed folder.",
+    });
+  }
+  if (profile.placement !== options.target) {
+    throw new InputError({
+      what: "the profile was made for another target",
+      file,
+      where: "placement",
+      expected: options.target,
+      got: profile.placement,
+      fix: `Set "target": "${options.target}" in the configuration and run quad profile again.`,
+    });
+  }
+}
+
+/** A graph of fixed rank takes all adapters there are. */
+function fixedRank({ rank, exposed }: CompileOptions, profile: Profile, file: SlotsFile): number {
+  const needed = profile.rank;
+  const wanted = rank ?? (file.rank.kind === "fixed" ? Math.max(file.rank.rank, needed) : needed);
+  if (wanted < needed) {
+    throw new InputError({
+      what: "the adapters have a larger rank than the graph would take",
+      file: exposed,
+      expected: `at least ${needed}`,
+      got: String(wanted),
+      fix: `Use --rank ${needed} or more.`,
+    });
+  }
+  return wanted;
+}
+
+/** Weights must stay integers: their DequantizeLinear depends on constants alone, and is not folded. */
+async function simplify(model: Model): Promise<void> {
+  const keep = new Set(["QuantizeLinear", "DequantizeLinear"]);
+  await runPasses(model, [identityRemoval, deadCodeElimination, constantFolding({ keep }), commonSubexpressions]);
+}
+
+async function fileHashes(model: string): Promise<string[]> {
+  const files = [model, `${model}_data`].filter((path) => existsSync(path));
+  return Promise.all(files.map(hashFile));
+}
+
+async function writeAdapters(
+  folder: string,
+  adapters: ReadonlyMap<string, AdapterSource>,
+  frame: EncodingFrame,
+  { signal, onProgress }: CompileOptions,
+): Promise<AdapterRecord[]> {
+  const records: AdapterRecord[] = [];
+  for (const [name, adapter] of adapters) {
+    const { files, record } = await encodeForBundle(name, adapter, frame, {
+      align: adapter.align && frame.profile.policy.align,
+      ...(signal ? { signal } : {}),
+      onProgress: (done, total) =>
+        onProgress?.("encoding adapters", records.length * total + done, adapters.size * total),
+    });
+    for (const [file, bytes] of files) {
+      await writeFileAtomically(join(folder, bundleFiles.adapters, file), bytes);
+    }
+    records.push(record);
+  }
+  return records;
+}
+
+/** Runs the unfinished bundle on what full precision saw and said. */
+async function measureTasks(
+  folder: string,
+  { component, shape }: Profile,
+  { trajectories = [], qualityCalls, signal, onProgress }: CompileOptions,
+): Promise<Map<string, BundleQuality>> {
+  const qualities = new Map<string, BundleQuality>();
+  if (trajectories.length === 0) return qualities;
+  // A fixed number of threads: sums of floats, and so the figures, depend on it.
+  const pipeline = await openFolder(folder, { threads: 2 });
+  try {
+    for (const path of trajectories) {
+      const trajectory = await readTrajectory(path);
+      await pipeline.use(trajectory.task);
+      const quality = await measureQuality(pipeline, component, trajectory, {
+        batch: shape.batch,
+        calls: qualityCalls ?? 32,
+        ...(signal ? { signal } : {}),
+      });
+      qualities.set(trajectory.task, quality);
+      onProgress?.("measuring the bundle", qualities.size, trajectories.length);
+    }
+  } finally {
+    await pipeline.dispose();
+  }
+  return qualities;
+}
+
+/** Adapters that were added to the bundle at `out` stay if graph and profile are the same. Returns those that do not. */
+async function keepAddedAdapters(out: string, target: string, manifest: BundleManifest): Promise<string[]> {
+  if (!existsSync(out)) return [];
+  const current = new Set((await readRecords(target)).map(({ name }) => name));
+  const before = await readManifest(out).catch(() => undefined);
+  const added = (await readRecords(out).catch(() => [])).filter(({ name }) => !current.has(name));
+  const isSame = before?.graph === manifest.graph && before.profile === manifest.profile;
+  if (!isSame) return added.map(({ name }) => name);
+  for (const { name, files } of added) {
+    for (const file of [...Object.keys(files), `${name}.json`]) {
+      const path = join(bundleFiles.adapters, file);
+      if (existsSync(join(out, path))) await cp(join(out, path), join(target, path));
+    }
+  }
+  return [];
+}
+
+async function writeJson(path: string, value: unknown): Promise<void> {
+  await writeFileAtomically(path, `${JSON.stringify(value, null, 1)}\n`);
+}
