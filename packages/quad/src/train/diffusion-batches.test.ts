@@ -1,6 +1,6 @@
 import { alphaSigma, SeededRandom, type TensorData } from "@quad/runtime";
 import { describe, expect, test } from "vitest";
-import { batchNames } from "./adapter-graph.ts";
+import { batchNames } from "./denoiser-graph.ts";
 import { diffusionBatches, validationBatches } from "./diffusion-batches.ts";
 import type { EncodedDataset } from "./encode-dataset.ts";
 

@@ -1,7 +1,6 @@
 import { InputError } from "@quad/onnx";
 import { alphaSigma, parseSchedulerConfig, SeededRandom, type TensorData } from "@quad/runtime";
-import type { AdapterGraph } from "./adapter-graph.ts";
-import { batchNames } from "./adapter-graph.ts";
+import { batchNames, type DenoiserGraph } from "./denoiser-graph.ts";
 import type { EncodedDataset, EncodedExample } from "./encode-dataset.ts";
 import type { BatchSource } from "./training-loop.ts";
 
@@ -13,7 +12,7 @@ export interface DiffusionBatchOptions {
   /** Content of `scheduler_config.json`: alphas, and what the network predicts. */
   scheduler: unknown;
   schedulerFile?: string;
-  timestep: AdapterGraph["timestep"];
+  timestep: DenoiserGraph["timestep"];
 }
 
 /**
@@ -122,7 +121,7 @@ function floats(data: Float32Array, dims: number[]): TensorData {
   return { type: "float32", dims, data: data.slice() };
 }
 
-function timestepTensor({ type, dims }: AdapterGraph["timestep"], times: Float64Array): TensorData {
+function timestepTensor({ type, dims }: DenoiserGraph["timestep"], times: Float64Array): TensorData {
   const data =
     type === "int64"
       ? BigInt64Array.from(times, BigInt)

@@ -5,7 +5,7 @@ import { describe, expect, test } from "vitest";
 import { bindAdapter } from "../expose/bind-adapter.ts";
 import { exposeGraph } from "../expose/expose-graph.ts";
 import { findLayers } from "../layers/find-layers.ts";
-import { adapterLayers, chooseLayers, initialFactors } from "./factors.ts";
+import { adapterLayers, chooseLayers, continueAdapter, initialFactors } from "./factors.ts";
 
 const unet = () => loadModel(fileURLToPath(new URL("../../../../models/pocket/unet/model.onnx", import.meta.url)));
 const { layers } = findLayers(unet());
@@ -89,4 +89,39 @@ test("training starts at the base: B is zero, A uniform within one over the root
     // A uniform distribution's variance is a third of its bound's square.
     expect(variance / ((bound * bound) / 3)).toBeCloseTo(1, 0);
   }
+});
+
+describe("going on from an adapter", () => {
+  const small = packed(2);
+  const random = new SeededRandom(5);
+  const trained = Float32Array.from({ length: small.size }, () => random.normal());
+  const adapter = adapterLayers("unet", small.slots, small.layout, trained, 0.5);
+
+  test("starts at its change of the base, also at a larger rank and another scale", () => {
+    const large = packed(3);
+    const start = initialFactors(large.layout, large.slots, 1);
+    const own = start.slice();
+    continueAdapter(start, large.layout, large.slots, adapter, 2);
+    const changes = adapterLayers("unet", large.slots, large.layout, start, 2);
+    for (const [index, { rank, up, down }] of changes.entries()) {
+      expect(rank).toBe(3);
+      const [inputs, outputs] = [down.length / 3, up.length / 3];
+      expect(down.slice(0, 2 * inputs)).toEqual(adapter[index].down);
+      for (let output = 0; output < outputs; output++) {
+        const row = [...up.subarray(3 * output, 3 * output + 3)];
+        expect(row).toEqual([...adapter[index].up.subarray(2 * output, 2 * output + 2), 0]);
+      }
+    }
+    // The rank that the adapter lacks keeps its random start, or it could not learn.
+    const fresh = adapterLayers("unet", large.slots, large.layout, own, 2);
+    expect(changes[0].down.slice(2 * (changes[0].down.length / 3))).toEqual(
+      fresh[0].down.slice(2 * (fresh[0].down.length / 3)),
+    );
+  });
+
+  test("a larger rank than what is trained is refused", () => {
+    const one = packed(1);
+    const start = initialFactors(one.layout, one.slots, 1);
+    expect(() => continueAdapter(start, one.layout, one.slots, adapter, 1)).toThrow(/larger rank .* Use --rank 2/);
+  });
 });

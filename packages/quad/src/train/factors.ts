@@ -64,6 +64,52 @@ export function initialFactors(layout: readonly PackedParameter[], slots: readon
 }
 
 /**
+ * Start values that continue an adapter: its factors take the first ranks, the others start as {@link initialFactors} says.
+ * @param values - from `initialFactors`; changed in place
+ * @param scale - alpha / rank of the training graph
+ * @throws InputError where the adapter's rank is larger than the graph's
+ */
+export function continueAdapter(
+  values: Float32Array,
+  layout: readonly PackedParameter[],
+  slots: readonly Slot[],
+  layers: readonly AdapterLayer[],
+  scale: number,
+): Float32Array {
+  const places = new Map(layout.map((place) => [place.name, place]));
+  const adapters = new Map(layers.map((layer) => [layer.module, layer]));
+  for (const slot of slots) {
+    const layer = adapters.get(slot.name);
+    if (!layer) continue;
+    const [a, b] = [places.get(slot.inputA)!, places.get(slot.inputB)!];
+    const isConv = slot.kind === "conv";
+    const rank = isConv ? a.dims[0] : a.dims[1];
+    if (layer.rank > rank) {
+      throw new InputError({
+        what: "the adapter to start from has a larger rank than the one to train",
+        where: slot.name,
+        expected: `at most ${rank}`,
+        got: String(layer.rank),
+        fix: `Use --rank ${layer.rank}.`,
+      });
+    }
+    const inputs = elements(a.dims) / rank;
+    const outputs = elements(b.dims) / rank;
+    for (let row = 0; row < layer.rank; row++) {
+      for (let input = 0; input < inputs; input++) {
+        const at = isConv ? row * inputs + input : input * rank + row;
+        values[a.offset + at] = layer.down[row * inputs + input];
+      }
+      for (let output = 0; output < outputs; output++) {
+        const at = isConv ? output * rank + row : row * outputs + output;
+        values[b.offset + at] = layer.up[output * layer.rank + row] / scale;
+      }
+    }
+  }
+  return values;
+}
+
+/**
  * Packed factors as an adapter's layers, in the layouts that files hold (the transposes of the graph's for linear layers).
  * @param scale - alpha / rank, folded into B
  */

@@ -1,5 +1,6 @@
 export type { Evaluation, TrainingCurve, TrainingState } from "./checkpoint.ts";
-export { type TrainAdapterOptions, type TrainAdapterResult, trainAdapter, trainDefaults } from "./train-adapter.ts";
+export { type TrainAdapterOptions, trainAdapter, trainDefaults } from "./train-adapter.ts";
+export { type TrainWeightsOptions, trainWeights, trainWeightsDefaults } from "./train-weights.ts";
 export {
   buildTrainingGraph,
   LossSession,
@@ -16,3 +17,4 @@ export {
   type TrainingResult,
   trainingLoop,
 } from "./training-loop.ts";
+export type { TrainOptions, TrainResult } from "./training-run.ts";

@@ -8,6 +8,7 @@ import {
   type Model,
   type PackedParameter,
   type PackedParameters,
+  peakBytes,
   runPasses,
   type SegmentOptions,
   scheduleForMemory,
@@ -38,6 +39,8 @@ export interface TrainingGraph {
   readonly layout: readonly PackedParameter[];
   readonly beta1: number;
   readonly beta2: number;
+  /** Estimate of what a step keeps in memory at most: weights, parameters, activations and gradients. */
+  readonly peakBytes: number;
 }
 
 /** Names of a training graph's own inputs and outputs; the other inputs are the batch. */
@@ -108,8 +111,7 @@ export async function buildTrainingGraph(
   graph.outputs.forEach((value, index) => {
     value.name = outputs[index][0];
   });
-  scheduleForMemory(graph);
-  return { model, size, layout, beta1, beta2 };
+  return { model, size, layout, beta1, beta2, peakBytes: peakBytes(graph, scheduleForMemory(graph)) };
 }
 
 /** What AdamW carries from step to step; three vectors of the parameters' length. */
@@ -227,6 +229,9 @@ async function openFromFile(model: Model, threads: number): Promise<ort.Inferenc
       logSeverityLevel: 3,
       // A planned memory pattern holds a second copy of all activations after the first run.
       enableMemPattern: false,
+      // Graphs that simulate quantization are computed as they are written.
+      // Waiting threads do not spin: several adapters are trained side by side.
+      extra: { session: { disable_quant_qdq: "1", intra_op: { allow_spinning: "0" } } },
     });
   } catch (error) {
     throw new InputError({ what: `ONNX Runtime refuses the training graph: ${error}`, file: model.file });

@@ -44,6 +44,8 @@ export interface TrainingOptions {
   evaluation?: {
     /** Steps between two evaluations; the last step has one too. */
     every: number;
+    /** Also measure the initial parameters: the result is then never worse than they are. */
+    atStart?: boolean;
     /** Measures parameters (the average where there is one): lower is better. */
     evaluate: (parameters: Float32Array) => Promise<number>;
   };
@@ -90,6 +92,7 @@ export async function trainingLoop(
     if (options.curvePath) await writeCurve(options.curvePath, state.curve);
   };
 
+  if (evaluation?.atStart && state.step === 0) await measure(state, evaluation);
   let savedAt = state.step;
   const started = performance.now();
   while (state.step < steps) {
@@ -117,12 +120,7 @@ export async function trainingLoop(
     state.curve.gradientNorms.push(gradientNorm);
     if (state.average) moveAverage(state.average, state.parameters, averageDecayAt(state.step, averageDecay));
     if (evaluation && (state.step % evaluation.every === 0 || state.step === steps)) {
-      const parameters = state.average ?? state.parameters;
-      const value = await evaluation.evaluate(parameters);
-      state.curve.evaluations.push({ step: state.step, value });
-      if (!state.best || value < state.best.value) {
-        state.best = { step: state.step, value, parameters: parameters.slice() };
-      }
+      await measure(state, evaluation);
     }
     if (checkpoint && (state.step % checkpoint.every === 0 || state.step === steps)) {
       await save();
@@ -135,6 +133,13 @@ export async function trainingLoop(
   if (options.curvePath) await writeCurve(options.curvePath, state.curve);
   const { parameters: last, average, best, curve } = state;
   return { parameters: best?.parameters ?? average ?? last, last, average, best, curve, resumedFrom };
+}
+
+async function measure(state: TrainingState, { evaluate }: NonNullable<TrainingOptions["evaluation"]>): Promise<void> {
+  const parameters = state.average ?? state.parameters;
+  const value = await evaluate(parameters);
+  state.curve.evaluations.push({ step: state.step, value });
+  if (!state.best || value < state.best.value) state.best = { step: state.step, value, parameters: parameters.slice() };
 }
 
 function freshState(initial: Float32Array, seed: number, hasAverage: boolean): TrainingState {

@@ -1,0 +1,235 @@
+import { createHash } from "node:crypto";
+import { readdir, readFile, rm } from "node:fs/promises";
+import { join } from "node:path";
+import { InputError, loadModel } from "@quad/onnx";
+import type { SafetensorsInput, SlotsFile } from "@quad/runtime";
+import { z } from "zod";
+import { denoiserSlots, shapeOf } from "../calibrate/calibrate.ts";
+import { readTrajectory } from "../calibrate/trajectory.ts";
+import { hashFile } from "../files/hash.ts";
+import { openSafetensors, writeSafetensors } from "../files/safetensors.ts";
+import { componentFile, parseJsonFile } from "../model/model-folder.ts";
+import { encodeAdapter, factorsOf } from "../profile/adapter-encodings.ts";
+import { graphIdentity } from "../profile/exposed-adapters.ts";
+import { readProfile } from "../profile/profile.ts";
+import { prepareGraph } from "../simulate/prepare-graph.ts";
+import type { TrainingCurve } from "../train/checkpoint.ts";
+import { LossSession, TrainingSession } from "../train/training-graph.ts";
+import { type TrainingProgress, trainingLoop } from "../train/training-loop.ts";
+import { factorInputs, packFactors, unpackFactors } from "./factor-codes.ts";
+import type { DistillSettings } from "./options.ts";
+import { buildStudent, distillNames } from "./student-graph.ts";
+import { rowsPerCall, teacherBatches } from "./teacher-batches.ts";
+
+/** What {@link distillAdapter} reads and writes, and how it trains. */
+export interface DistillAdapterOptions {
+  /** Folder written by `expose`. */
+  exposed: string;
+  /** Profile file. */
+  profile: string;
+  adapter: string;
+  /** The teacher's trajectory, see `recordTeacher`. */
+  trajectory: string;
+  /** Folder of adapter files to write `ADAPTER.safetensors` into, and `ADAPTER.loss.json` beside it. */
+  out: string;
+  /** Folder of the factors to start from; default: those of the exposed folder. */
+  adapters?: string;
+  settings: DistillSettings;
+  /**
+   * Folder for the checkpoint. It stays there when the adapter is done, so that a run over several adapters can go on; whoever
+   * names the folder removes it. Default: `out`, and gone when done.
+   */
+  checkpoints?: string;
+  signal?: AbortSignal;
+  onProgress?: (progress: TrainingProgress) => void;
+}
+
+/** What a distillation gained, and where its files are. */
+export interface DistillAdapterResult {
+  adapter: string;
+  file: string;
+  parameters: number;
+  trainingCalls: number;
+  resumedFrom: number;
+  /** Signal to noise of the predictions on the pictures kept out of training, dB: aligned only, and with the factors written. */
+  sqnrBefore: number;
+  sqnrAfter: number;
+  bestStep: number;
+  secondsPerStep: number;
+  curvePath: string;
+  curve: TrainingCurve;
+}
+
+/**
+ * Tunes an adapter's factors so that the quantized denoiser on the frozen profile says what the full-precision one says (the
+ * method's distillation). Starts from the factors aligned to the profile's grids, and writes values on those grids:
+ * encoding them gives the codes that were trained. Goes on from the checkpoint of an interrupted run of the same settings and
+ * data. Same input, same bytes.
+ * @throws InputError for files that do not belong together; the signal's reason on abort, after a checkpoint was written
+ */
+export async function distillAdapter(options: DistillAdapterOptions): Promise<DistillAdapterResult> {
+  const { exposed, adapter, settings, signal } = options;
+  const { threads } = settings;
+  const profile = await readProfile(options.profile);
+  const { component, slots, file: slotsFile } = await denoiserSlots(exposed);
+  if (profile.component !== component || profile.graph !== (await graphIdentity(exposed, component))) {
+    throw new InputError({
+      what: "the profile belongs to another graph",
+      file: options.profile,
+      fix: "Make the profile from this exposed folder.",
+    });
+  }
+  const source = join(options.adapters ?? join(exposed, "adapters"), `${adapter}.safetensors`);
+  const original = await readAdapter(source);
+  const { adapterBits, align } = profile.policy;
+  const scales = new Map(Object.entries(profile.slots));
+  const rank = Math.max(profile.rank, original.rank);
+  const factors = factorsOf(original.tensors, slots.slots, original.rank, rank);
+  if (factors.size === 0) {
+    throw new InputError({
+      what: "the adapter has no factors for the denoiser",
+      file: source,
+      fix: "Leave it as it is.",
+    });
+  }
+  const start = encodeAdapter(factors, slots.slots, scales, adapterBits, align);
+  const inputs = factorInputs(slots.slots, scales, new Set(start.values.map(({ name }) => name)));
+
+  const trajectory = await readTrajectory(options.trajectory);
+  const calls = settings.batch;
+  const perCall = rowsPerCall(trajectory);
+  const { height, width, tokens } = profile.shape;
+  const drawn = shapeOf([trajectory]);
+  if (drawn.height !== height || drawn.width !== width || drawn.tokens !== tokens) {
+    throw new InputError({
+      what: "the teacher drew pictures of another size than the profile is for",
+      file: options.trajectory,
+      expected: `latents ${height} x ${width}, ${tokens} tokens`,
+      got: `latents ${drawn.height} x ${drawn.width}, ${drawn.tokens} tokens`,
+    });
+  }
+  const shape = { batch: calls * perCall, height, width, tokens };
+  const prepared = await prepareGraph(loadModel(componentFile(exposed, component)), slots, shape);
+  const student = await buildStudent(prepared, slots, profile, inputs, {
+    calls,
+    rowsPerCall: perCall,
+    rank,
+    reconstruction: settings.reconstruction,
+    guided: settings.guided,
+    denoising: settings.denoising,
+    clipNorm: settings.clipNorm,
+    weightDecay: settings.weightDecay,
+    ...(settings.segments > 1 ? { segments: settings.segments } : {}),
+  });
+  const schedulerFile = join(exposed, "scheduler", "scheduler_config.json");
+  const scheduler = parseJsonFile(schedulerFile, await readFile(schedulerFile, "utf8"), z.looseObject({}));
+  const { timestep, batchInputs } = student;
+  const { validationPictures } = settings;
+  const batches = teacherBatches(trajectory, {
+    ...{ calls, validationPictures, scheduler, schedulerFile, timestep, batchInputs },
+  });
+  const { layout } = student.training;
+  const initial = packFactors(start.values, layout, inputs, adapterBits);
+
+  const file = join(options.out, `${adapter}.safetensors`);
+  const curvePath = join(options.out, `${adapter}.loss.json`);
+  const { steps, learningRate, warmup, averageDecay, seed, validateEvery, checkpointEvery } = settings;
+  const identity = createHash("sha256")
+    .update(JSON.stringify([settings, profile, await hashFile(source), await hashFile(options.trajectory)]))
+    .digest("hex");
+  // Runs of other settings have checkpoints of other names: they are no reason to refuse this one.
+  const checkpoints = options.checkpoints ?? options.out;
+  const checkpoint = join(checkpoints, `${adapter}-${identity.slice(0, 16)}.checkpoint`);
+  const session = await TrainingSession.open(student.training, distillNames.parameters, threads);
+  const measuring = await LossSession.open(student.forward, distillNames.parameters, threads);
+  try {
+    const evaluate = async (parameters: Float32Array) => {
+      let sum = 0;
+      for (const tensors of batches.validation) sum += await measuring.loss(parameters, tensors);
+      return sum / batches.validation.length;
+    };
+    const started = performance.now();
+    const result = await trainingLoop(session, initial, batches.source, {
+      ...{ steps, learningRate, warmup, averageDecay, seed, curvePath },
+      checkpoint: { path: checkpoint, every: checkpointEvery, identity },
+      evaluation: { every: validateEvery, atStart: true, evaluate },
+      ...(signal ? { signal } : {}),
+      ...(options.onProgress ? { onProgress: options.onProgress } : {}),
+    });
+    const seconds = (performance.now() - started) / 1000;
+    const trained = unpackFactors(result.parameters, layout, inputs, adapterBits);
+    const others = otherTensors(slotsFile, component, original, rank);
+    await writeSafetensors(file, [...trained, ...others], { ...original.metadata, "quad.rank": String(rank) });
+    if (!options.checkpoints) await removeCheckpoints(checkpoints, adapter);
+    const [before] = result.curve.evaluations;
+    return {
+      adapter,
+      file,
+      parameters: student.training.size,
+      trainingCalls: batches.trainingCalls,
+      resumedFrom: result.resumedFrom,
+      sqnrBefore: decibels(before.value),
+      sqnrAfter: decibels(result.best!.value),
+      bestStep: result.best!.step,
+      secondsPerStep: seconds / Math.max(1, steps - result.resumedFrom),
+      curvePath,
+      curve: result.curve,
+    };
+  } finally {
+    await session.release();
+    await measuring.release();
+  }
+}
+
+async function removeCheckpoints(folder: string, adapter: string): Promise<void> {
+  for (const name of await readdir(folder).catch(() => [])) {
+    if (name.startsWith(`${adapter}-`) && /^-[0-9a-f]{16}\.checkpoint$/.test(name.slice(adapter.length))) {
+      await rm(join(folder, name), { force: true });
+    }
+  }
+}
+
+function decibels(relativeNoise: number): number {
+  return -10 * Math.log10(relativeNoise);
+}
+
+interface AdapterFile {
+  rank: number;
+  tensors: Map<string, Float32Array>;
+  metadata: Readonly<Record<string, string>>;
+}
+
+async function readAdapter(path: string): Promise<AdapterFile> {
+  const file = await openSafetensors(path);
+  try {
+    const tensors = new Map<string, Float32Array>();
+    for (const name of file.entries.keys()) tensors.set(name, await file.readFloat32(name));
+    return { rank: Number(file.metadata["quad.rank"]), tensors, metadata: file.metadata };
+  } finally {
+    await file.close();
+  }
+}
+
+/** Factors of components that keep full precision, padded to the file's new rank. */
+function otherTensors(
+  { components }: SlotsFile,
+  denoiser: string,
+  { rank: ownRank, tensors }: AdapterFile,
+  rank: number,
+): SafetensorsInput[] {
+  return Object.entries(components)
+    .filter(([component]) => component !== denoiser)
+    .flatMap(([, { slots }]) => slots)
+    .flatMap(({ inputA, shapeA, inputB, shapeB }) => [[inputA, shapeA] as const, [inputB, shapeB] as const])
+    .flatMap(([name, declared]): SafetensorsInput[] => {
+      const values = tensors.get(name);
+      if (!values) return [];
+      const shape = declared.map((dim) => (dim === "rank" ? rank : dim));
+      const inner = shape.slice(declared.indexOf("rank") + 1).reduce((product, dim) => product * dim, 1);
+      const data = new Float32Array((values.length / ownRank) * rank);
+      for (let from = 0, to = 0; from < values.length; from += ownRank * inner, to += rank * inner) {
+        data.set(values.subarray(from, from + ownRank * inner), to);
+      }
+      return [{ name, dtype: "F32", shape, data }];
+    });
+}

@@ -1,0 +1,211 @@
+import {
+  Builder,
+  cloneModel,
+  type Dims,
+  deadCodeElimination,
+  InputError,
+  type Model,
+  packInputs,
+  runPasses,
+  specialize,
+  Tensor,
+  type Value,
+} from "@quad/onnx";
+import type { SlotsFile } from "@quad/runtime";
+import { CodeNodes } from "../compile/code-nodes.ts";
+import { type Profile, pointEncoding } from "../profile/profile.ts";
+import { gridLimits } from "../quantization/index.ts";
+import { buildSimulation, encodingInputs, type Simulation } from "../simulate/simulation-graph.ts";
+import { perRowTimesteps } from "../train/denoiser-graph.ts";
+import { buildTrainingGraph, type TrainingGraph, type TrainingGraphOptions } from "../train/training-graph.ts";
+import { codesPerUnit, type FactorInput } from "./factor-codes.ts";
+
+/** Names of what a distillation step takes besides the denoiser's own inputs. */
+export const distillNames = {
+  parameters: "distill.factors",
+  /** `[rows, channels, height, width]`: the teacher's predictions. */
+  teacher: "distill.teacher",
+  /** As large: what the denoising objective asks for. */
+  denoising: "distill.denoising",
+  /** `[rows]`: weight of each row in the loss. */
+  rowWeights: "distill.row_weights",
+  /** `[calls, rows per call]`: how guidance combines the rows of a call. */
+  guidance: "distill.guidance",
+  /** `[calls]`: weight of each call's guided prediction. */
+  callWeights: "distill.call_weights",
+} as const;
+
+export interface StudentOptions extends Omit<TrainingGraphOptions, "straightThroughRound"> {
+  /** Calls of the denoiser per step. */
+  calls: number;
+  /** Rows per call: 2 with classifier-free guidance. */
+  rowsPerCall: number;
+  rank: number;
+  reconstruction: number;
+  guided: number;
+  denoising: number;
+}
+
+export interface StudentGraph {
+  training: TrainingGraph;
+  /** The same without gradients; its output is what validation measures: the distance from the teacher. */
+  forward: Model;
+  timestep: { type: "int64" | "int32" | "float32"; dims: number[] };
+  /** Names of the inputs that a batch gives. */
+  batchInputs: ReadonlySet<string>;
+}
+
+/**
+ * The graph of one distillation step. The student is the simulated graph on the profile's encodings, its factors rounded to
+ * the slots' grids; gradients pass rounding unchanged and stop where a range clips.
+ * @param prepared - from `prepareGraph` for `calls * rowsPerCall` rows; edited in place
+ * @param inputs - the slot inputs that are trained; the others are zero
+ * @throws InputError if the profile lacks a quantization point
+ */
+export async function buildStudent(
+  prepared: Model,
+  slots: SlotsFile["components"][string],
+  profile: Profile,
+  inputs: readonly FactorInput[],
+  options: StudentOptions,
+): Promise<StudentGraph> {
+  const rows = options.calls * options.rowsPerCall;
+  const timestepInput = prepared.graph.inputs.find(({ name }) => name === "timestep");
+  const times = timestepInput ? await perRowTimesteps(prepared, timestepInput, rows) : null;
+  const { placement, policy } = profile;
+  const { weightBits, weightMethod } = policy;
+  const simulation = buildSimulation(prepared, slots, { placement, weightBits, weightMethod });
+  const { model } = simulation;
+  const { graph } = model;
+  const inputNamed = (name: string) => graph.inputs.find((input) => input.name === name)!;
+  const makeConstant = (name: string, tensor: Tensor) => {
+    const input = inputNamed(name);
+    graph.replace(input, graph.addInitializer(`${name}.constant`, tensor));
+    graph.inputs.splice(graph.inputs.indexOf(input), 1);
+  };
+
+  await placeEncodings(simulation, profile);
+  const { rank } = options;
+  makeConstant(slots.strengthInput, Tensor.float32([rank], new Float32Array(rank).fill(1)));
+  const trained = new Map(inputs.map((input) => [input.name, input]));
+  const shapes: Record<string, Dims> = {};
+  for (const slot of slots.slots) {
+    for (const [name, shape] of [
+      [slot.inputA, slot.shapeA],
+      [slot.inputB, slot.shapeB],
+    ] as const) {
+      const dims = shape.map((dim) => (dim === "rank" ? rank : dim));
+      if (trained.has(name)) shapes[name] = dims;
+      else makeConstant(name, Tensor.float32(dims, new Float32Array(dims.reduce((a, b) => a * b, 1))));
+    }
+  }
+  for (const input of graph.inputs) shapes[input.name] ??= input.concreteShape!;
+  await specialize(model, { inputs: shapes });
+
+  const build = new Builder(model);
+  build.scope = "student";
+  const bits = policy.adapterBits;
+  const { low, high } = gridLimits({ bits, signed: true, symmetric: true });
+  const units = codesPerUnit(bits);
+  for (const { name, scale } of inputs) {
+    const input = inputNamed(name);
+    const readers = input.uses;
+    const codes = build.mul(input, units);
+    const clipped = build.op("Clip", [codes, build.scalar(low, input), build.scalar(high, input)], build.dims(input));
+    const values = build.mul(build.unary("Round", clipped), scale);
+    for (const { node, index } of readers) node.setInput(index, values);
+  }
+  const packed = packInputs(
+    model,
+    inputs.map(({ name }) => inputNamed(name)),
+    distillNames.parameters,
+  );
+  const { loss, distance } = buildLoss(build, graph.outputs[0], options);
+  graph.outputs.splice(0, graph.outputs.length, distance);
+  const forward = cloneModel(model);
+  await runPasses(forward);
+  graph.outputs.splice(0, 1, loss);
+  const batchInputs = new Set(graph.inputs.map(({ name }) => name).filter((name) => name !== distillNames.parameters));
+  const training = await buildTrainingGraph(model, loss, packed, { ...options, straightThroughRound: true });
+  return {
+    training,
+    forward,
+    batchInputs,
+    timestep: { type: (times?.dataType ?? "int64") as "int64", dims: [...(times ? build.dims(times) : [])] },
+  };
+}
+
+/**
+ * Gives the simulated graph the profile's encodings for good. Pairs of QuantizeLinear and DequantizeLinear compute the same as
+ * the simulation's operators, in half the time.
+ * @throws InputError if the profile lacks a point
+ */
+export async function placeEncodings(
+  { model, points }: Pick<Simulation, "model" | "points">,
+  profile: Profile,
+): Promise<void> {
+  const { graph } = model;
+  model.opsets.set("com.microsoft", 1);
+  const codes = new CodeNodes(graph);
+  const nodes = new Map([...graph.nodes].map((node) => [node.name, node]));
+  for (const { name } of points) {
+    const point = profile.points[name];
+    if (!point) {
+      throw new InputError({
+        what: "the profile has no encoding for a value of this graph",
+        where: name,
+        fix: "Make the profile again from this exposed folder.",
+      });
+    }
+    const encoding = pointEncoding(point);
+    const value = nodes.get(`quad/${name}/Clip`)!.input(0);
+    const rounded = nodes.get(`quad/${name}/Mul`)!.output();
+    const replacement = codes.dequantize(codes.quantize(value, encoding, name), encoding, name);
+    graph.replace(rounded, replacement);
+  }
+  await runPasses(model, [deadCodeElimination]);
+  const names = new Set<string>(Object.values(encodingInputs));
+  graph.inputs.splice(0, graph.inputs.length, ...graph.inputs.filter(({ name }) => !names.has(name)));
+}
+
+/**
+ * `reconstruction * sum of w |student - teacher|^2 + guided * (the same of the guided predictions) + denoising *
+ * sum of w |student - target|^2`, each sum over elements divided by their number.
+ */
+function buildLoss(
+  build: Builder,
+  student: Value,
+  { calls, rowsPerCall, reconstruction, guided, denoising }: StudentOptions,
+): { loss: Value; distance: Value } {
+  const { graph } = build;
+  const dims = build.dims(student);
+  const rowSize = dims.slice(1).reduce((a, b) => a * b, 1);
+  const rows = dims[0];
+  const weighted = (error: Value, weights: Value, count: number) => {
+    const squares = build.mul(error, error);
+    const perRow = build.reduce("ReduceMean", build.reshape(squares, [count, rowSize]), [1]);
+    return build.reshape(build.reduce("ReduceMean", build.mul(perRow, build.reshape(weights, [count, 1])), [0]), []);
+  };
+  const rowWeights = graph.addInput(distillNames.rowWeights, "float32", [rows]);
+  const error = build.sub(student, graph.addInput(distillNames.teacher, "float32", dims));
+  const plain = weighted(error, rowWeights, rows);
+  const terms = [build.mul(plain, reconstruction)];
+  let distance = plain;
+  if (rowsPerCall > 1) {
+    const guidance = graph.addInput(distillNames.guidance, "float32", [calls, rowsPerCall]);
+    const callWeights = graph.addInput(distillNames.callWeights, "float32", [calls]);
+    const grouped = build.reshape(error, [calls, rowsPerCall, rowSize]);
+    const combined = build.reduce(
+      "ReduceSum",
+      build.mul(grouped, build.reshape(guidance, [calls, rowsPerCall, 1])),
+      [1],
+    );
+    distance = weighted(build.reshape(combined, [calls, rowSize]), callWeights, calls);
+    terms.push(build.mul(distance, guided));
+  }
+  if (denoising > 0) {
+    const target = graph.addInput(distillNames.denoising, "float32", dims);
+    terms.push(build.mul(weighted(build.sub(student, target), rowWeights, rows), denoising));
+  }
+  return { loss: terms.reduce((sum, term) => build.add(sum, term)), distance };
+}

@@ -1,0 +1,32 @@
+// Entry point of a child process that distils one adapter: ONNX Runtime's runs block the process they are in.
+import { InputError } from "@quad/onnx";
+import { InputError as RuntimeInputError } from "@quad/runtime";
+import { type DistillAdapterOptions, distillAdapter } from "./distill-adapter.ts";
+import type { WorkerReply } from "./distill-adapters.ts";
+
+const controller = new AbortController();
+for (const signal of ["SIGINT", "SIGTERM"] as const)
+  process.on(signal, () => controller.abort(new Error("interrupted")));
+// Without its parent nobody takes the result; the checkpoint stays.
+process.on("disconnect", () => controller.abort(new Error("interrupted")));
+
+const send = (reply: WorkerReply) => new Promise<void>((resolve) => process.send?.(reply, () => resolve()));
+
+process.once("message", async (options: Omit<DistillAdapterOptions, "signal" | "onProgress">) => {
+  try {
+    const result = await distillAdapter({
+      ...options,
+      signal: controller.signal,
+      onProgress: (progress) => void send({ kind: "progress", progress }),
+    });
+    await send({ kind: "result", result });
+  } catch (error) {
+    const isInput = error instanceof InputError || error instanceof RuntimeInputError;
+    await send({
+      kind: "error",
+      message: error instanceof Error ? (error.stack ?? error.message) : String(error),
+      ...(isInput ? { problem: error.problem } : {}),
+    });
+  }
+  process.disconnect?.();
+});
