@@ -1,0 +1,22 @@
+import type { Ablation, AblationRow, Figures } from "./ablation-file.ts";
+
+/** The mean over a row's tasks. */
+export function meanOf({ tasks }: AblationRow, key: "psnr" | "ssim" | "sqnr"): number {
+  const figures = Object.values(tasks);
+  return figures.reduce((sum, task) => sum + task[key], 0) / figures.length;
+}
+
+/** Cells of the ablation's table, the heading first: PSNR in dB and SSIM per task, means, and the denoiser's SQNR in dB. */
+export function ablationTable({ rows }: Ablation): string[][] {
+  const tasks = Object.keys(rows[0]?.tasks ?? {});
+  const cell = ({ psnr, ssim }: Pick<Figures, "psnr" | "ssim">) => `${psnr.toFixed(1)} / ${ssim.toFixed(3)}`;
+  return [
+    ["variant", ...tasks, "mean", "SQNR dB"],
+    ...rows.map((row) => [
+      row.name,
+      ...tasks.map((task) => (row.tasks[task] ? cell(row.tasks[task]) : "")),
+      cell({ psnr: meanOf(row, "psnr"), ssim: meanOf(row, "ssim") }),
+      meanOf(row, "sqnr").toFixed(1),
+    ]),
+  ];
+}

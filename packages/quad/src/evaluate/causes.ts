@@ -1,0 +1,81 @@
+import { createHash } from "node:crypto";
+import { existsSync } from "node:fs";
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { recordTrajectory, type Trajectory } from "../calibrate/trajectory.ts";
+import { writeFileAtomically } from "../files/atomic.ts";
+import { hashFile } from "../files/hash.ts";
+import { openFolder } from "../open.ts";
+import { adaptersOf, type PreparedCase } from "./cases.ts";
+import { type Evaluation, noiseSchema, type TaskNoise } from "./evaluation.ts";
+import { measureNoise } from "./noise.ts";
+import { hashOf } from "./pictures.ts";
+import { clippedRanges } from "./ranges.ts";
+import type { Simulations } from "./simulations.ts";
+
+export interface CauseOptions {
+  cache: string;
+  /** Denoiser calls per task; 0 leaves the measurement out. */
+  calls: number;
+  bundle: string | undefined;
+  signal?: AbortSignal | undefined;
+  onProgress?: ((stage: string, done: number, total: number) => void) | undefined;
+}
+
+/** What each layer costs each task, and what the shared ranges clip. */
+export async function measureCauses(
+  simulations: Simulations,
+  reference: string,
+  cases: ReadonlyMap<string, readonly PreparedCase[]>,
+  options: CauseOptions,
+): Promise<Pick<Evaluation, "noise" | "ranges">> {
+  const { profile, observations } = simulations.sources;
+  const noise: Record<string, TaskNoise> = {};
+  for (const [task, [first]] of options.calls > 0 ? cases : []) {
+    const bundled = options.bundle ? await adapterHashes(options.bundle, task, simulations) : null;
+    const key = createHash("sha256")
+      .update(JSON.stringify([1, simulations.identityOf(task), hashOf("noise", first), options.calls, bundled]))
+      .digest("hex");
+    const file = join(options.cache, `noise-${key.slice(0, 16)}.json`);
+    const known = existsSync(file) ? noiseSchema.safeParse(JSON.parse(await readFile(file, "utf8"))).data : undefined;
+    if (known) {
+      noise[task] = known;
+      continue;
+    }
+    const trajectory = await recordCase(reference, task, first, options.signal);
+    const measured = await measureNoise(simulations, [trajectory], {
+      calls: options.calls,
+      bundle: options.bundle,
+      signal: options.signal,
+      onProgress: (done, total) => options.onProgress?.(`measuring layers: ${task}`, done, total),
+    });
+    noise[task] = measured[task];
+    await writeFileAtomically(file, JSON.stringify(measured[task]));
+  }
+  const points = observations ? clippedRanges(simulations.layerInputs(), profile, observations) : [];
+  return {
+    noise: options.calls > 0 ? { calls: options.calls, tasks: noise } : null,
+    ranges: observations ? { stepGroups: observations.stepGroups, points } : null,
+  };
+}
+
+/** Every call of the denoiser while the full-precision model draws one case. */
+async function recordCase(
+  reference: string,
+  task: string,
+  { sourcePrompt: _source, ...request }: PreparedCase,
+  signal: AbortSignal | undefined,
+): Promise<Trajectory> {
+  const pipeline = await openFolder(reference);
+  try {
+    return await recordTrajectory(pipeline, task, [request], signal ? { signal } : {});
+  } finally {
+    await pipeline.dispose();
+  }
+}
+
+async function adapterHashes(bundle: string, task: string, simulations: Simulations): Promise<unknown> {
+  const names = Object.keys(adaptersOf(task, simulations.sources.tasks.get(task) ?? {}));
+  const paths = names.map((name) => join(bundle, "adapters", `${name}.safetensors`));
+  return Promise.all(paths.map((path) => (existsSync(path) ? hashFile(path) : null)));
+}

@@ -1,0 +1,85 @@
+import { createHash } from "node:crypto";
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import { InputError } from "@quad/onnx";
+import type { BuildConfig } from "../build/config.ts";
+import { expose } from "../expose/expose.ts";
+import type { HashCache } from "../files/hash-tree.ts";
+import { openModelFolder } from "../model/model-folder.ts";
+
+export interface ReferenceOptions {
+  /** Adapters that the candidate has. All that can be found take part, whatever is drawn: the graph is then always the same. */
+  wanted: readonly string[];
+  /** LoRA files by name, before all other places. */
+  adapters: Readonly<Record<string, string>>;
+  config?: BuildConfig | undefined;
+  /** Where exposed folders are kept. */
+  cache: string;
+  hashes: HashCache;
+  signal?: AbortSignal | undefined;
+  onProgress?: ((stage: string, done: number, total: number) => void) | undefined;
+}
+
+/**
+ * The full-precision side as an exposed folder: `against` itself if it has slots, else a base model, exposed with the
+ * original LoRA files. These come from `adapters`, the configuration, or `against`'s own `adapters/`.
+ *
+ * @returns the folder, and names whose original was not found
+ * @throws InputError when `against` is neither, or is itself quantized
+ */
+export async function openReference(
+  against: string,
+  options: ReferenceOptions,
+): Promise<{ folder: string; adapters: Record<string, string>; missing: string[] }> {
+  if (existsSync(join(against, "manifest.json"))) {
+    throw new InputError({
+      what: "is a bundle: its graph is quantized",
+      file: against,
+      expected: "the full-precision model folder, or an exposed folder",
+      fix: "Give the folder that the bundle was built from, such as the configuration's model.",
+    });
+  }
+  if (existsSync(join(against, "slots.json"))) {
+    const missing = options.wanted.filter((name) => !existsSync(join(against, "adapters", `${name}.safetensors`)));
+    return { folder: against, adapters: {}, missing };
+  }
+  const found: Record<string, string> = {};
+  const missing: string[] = [];
+  // The configuration's order first: the exposed graph is then the one that the profile was made for.
+  const names = [...Object.keys(options.config?.adapters ?? {}), ...options.wanted, ...Object.keys(options.adapters)];
+  for (const name of new Set(names)) {
+    const path = originalOf(name, against, options);
+    if (path) found[name] = path;
+    else missing.push(name);
+  }
+  return { folder: await exposeCached(against, found, options), adapters: found, missing };
+}
+
+/** Exposes a model folder into the cache, unless it is there already. */
+export async function exposeCached(
+  model: string,
+  adapters: Readonly<Record<string, string>>,
+  { cache, hashes, signal, onProgress }: Pick<ReferenceOptions, "cache" | "hashes" | "signal" | "onProgress">,
+): Promise<string> {
+  const { entries } = await openModelFolder(model);
+  const inputs = [
+    await Promise.all(entries.map(async (name) => [name, await hashes.hash(join(model, name))])),
+    await Promise.all(Object.entries(adapters).map(async ([name, path]) => [name, await hashes.hash(path)])),
+  ];
+  const key = createHash("sha256").update(JSON.stringify(inputs)).digest("hex").slice(0, 16);
+  const out = join(cache, `exposed-${key}`);
+  if (existsSync(out)) return out;
+  await expose(model, {
+    out,
+    adapters,
+    ...(signal ? { signal } : {}),
+    onProgress: ({ stage, done, total }) => onProgress?.(stage, done, total),
+  });
+  return out;
+}
+
+function originalOf(name: string, model: string, { adapters, config }: ReferenceOptions): string | undefined {
+  const given = adapters[name] ?? config?.adapters[name];
+  if (given !== undefined) return given;
+  return [join(model, "adapters", name), join(model, "adapters", `${name}.safetensors`)].find(existsSync);
+}
