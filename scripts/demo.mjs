@@ -1,5 +1,4 @@
 // Every task of the pocket model, for four subjects, from one opened pipeline: demo-output/contact-sheet.png
-import { existsSync } from "node:fs";
 import { readdir, stat } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -19,6 +18,9 @@ const subjects = [
   { name: "crab", prompt: "crab animal marine", seed: 4 },
   { name: "tulip", prompt: "tulip plant flower", seed: 9 },
 ];
+
+/** Shown one after the other where a task takes several. */
+const prompts = { transform: ["make it grey", "flat style", "3d style", "make it grey"] };
 
 const terminal = createTerminal(false);
 const started = performance.now();
@@ -57,11 +59,12 @@ for (const name of pipeline.tasks) {
   const cells = [];
   const stepTimes = [];
   let total = 0;
-  for (const subject of subjects) {
-    const inputs = await sampleInputs(name, task, subject.name);
+  const ownInputs = await ownSamples(name);
+  for (const [index, subject] of subjects.entries()) {
+    const inputs = await sampleInputs(task, subject.name, ownInputs, index);
     let last = performance.now();
     const image = await pipeline.generate({
-      prompt: task.prompt ?? subject.prompt,
+      prompt: prompts[name]?.[index] ?? task.prompt ?? subject.prompt,
       seed: subject.seed,
       ...inputs,
       onStep: ({ step }) => {
@@ -124,16 +127,20 @@ function countingSessions() {
   return { Tensor: ort.Tensor, InferenceSession: { create } };
 }
 
-/** What a task needs besides the prompt: its own sample (`sketch-crab.png`), else the subject's picture. */
-async function sampleInputs(name, task, subject) {
+/** Sample pictures of a task's own: `sketch-crab.png`. */
+async function ownSamples(name) {
+  const files = await readdir(join(model, "samples"));
+  return files.filter((file) => file.startsWith(`${name}-`)).sort();
+}
+
+/** What a task needs besides the prompt: its own sample of the subject, else any of its own, else the subject's picture. */
+async function sampleInputs(task, subject, own, index) {
   const samples = join(model, "samples");
   const wanted = task.inputs ?? [];
   const file = `${subject.replaceAll(" ", "-")}.png`;
-  const own = join(samples, `${name}-${file}`);
+  const fitting = own.find((name) => name.endsWith(`-${file}`)) ?? own[index % own.length] ?? `picture-${file}`;
   const result = {};
-  if (wanted.includes("image")) {
-    result.image = await readImage(existsSync(own) ? own : join(samples, `picture-${file}`), size);
-  }
+  if (wanted.includes("image")) result.image = await readImage(join(samples, fitting), size);
   if (wanted.includes("mask")) result.mask = await readMask(join(samples, "mask.png"), size);
   return result;
 }

@@ -1,5 +1,5 @@
 // How a trained task does on the emoji held out of training: rows of input, target and two outputs.
-// Usage: node scripts/pocket-tasks/contact-sheet.mjs DATA TASK OUT.png [--adapter PATH] [--guidance 2] [--steps 8]
+// Usage: node scripts/pocket-tasks/contact-sheet.mjs DATA TASK OUT.png [--adapter PATH] [--guidance 2] [--steps 8] [--seeds 1,2] [--every 1]
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -9,14 +9,19 @@ import { expose, openFolder, readImage } from "quad";
 import sharp from "sharp";
 
 const model = fileURLToPath(new URL("../../models/pocket", import.meta.url));
-const seeds = [1, 2];
 const cell = 96;
 const gap = 4;
 const examplesAcross = 4;
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
-  options: { adapter: { type: "string" }, guidance: { type: "string" }, steps: { type: "string", default: "8" } },
+  options: {
+    adapter: { type: "string" },
+    guidance: { type: "string", default: "2" },
+    steps: { type: "string", default: "8" },
+    seeds: { type: "string", default: "1,2" },
+    every: { type: "string", default: "1" },
+  },
 });
 const [data, task, out] = positionals;
 const folder = join(data, task, "held-out");
@@ -27,9 +32,11 @@ try {
   await expose(model, { out: exposed, adapters: { [task]: values.adapter ?? join(model, "adapters", task) } });
   const pipeline = await openFolder(exposed, { threads: 1 });
   await pipeline.use({ [task]: 1 });
-  const guidance = Number(values.guidance ?? 2);
+  const guidance = Number(values.guidance);
+  const seeds = values.seeds.split(",").map(Number);
   const groups = [];
-  for (const [name, prompt] of Object.entries(captions)) {
+  for (const [index, [name, prompt]] of Object.entries(captions).entries()) {
+    if (index % Number(values.every) !== 0) continue;
     const target = await readImage(join(folder, `${name}.target.png`));
     const input = task === "sticker" ? null : await readImage(join(folder, `${name}.input.png`));
     const outputs = [];

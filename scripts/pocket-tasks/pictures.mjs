@@ -17,6 +17,10 @@ export async function fitted(path, side) {
     .extend({ top: before, left: before, bottom: after, right: after, background: clear })
     .raw()
     .toBuffer();
+  return planesOf(data);
+}
+
+function planesOf(data) {
   const rgb = new Float32Array(3 * pixels);
   const alpha = new Float32Array(pixels);
   for (let pixel = 0; pixel < pixels; pixel++) {
@@ -26,47 +30,128 @@ export async function fitted(path, side) {
   return { rgb, alpha };
 }
 
-/** As the base's training pictures: scaled, on white. Colours `[3][pixels]`. */
-export async function onWhite(path, side) {
-  return over(await fitted(path, side), () => [1, 1, 1]);
+/** An emoji on white. Colours `[3][pixels]`. */
+export function drawnOnWhite(emoji) {
+  return over(emoji, () => [1, 1, 1]);
 }
 
 /** Rec. 709 luma in all channels. */
 export function greyed(colors) {
+  const luma = lumaOf(colors);
   const result = new Float32Array(3 * pixels);
-  for (let pixel = 0; pixel < pixels; pixel++) {
-    const luma = 0.2126 * colors[pixel] + 0.7152 * colors[pixels + pixel] + 0.0722 * colors[2 * pixels + pixel];
-    for (let channel = 0; channel < 3; channel++) result[channel * pixels + pixel] = luma;
-  }
+  for (let channel = 0; channel < 3; channel++) result.set(luma, channel * pixels);
   return result;
 }
 
-/** A die-cut sticker: a white border around the shape, a soft shadow below it, light grey behind. */
+function lumaOf(colors) {
+  return Float32Array.from(
+    { length: pixels },
+    (_, pixel) => 0.2126 * colors[pixel] + 0.7152 * colors[pixels + pixel] + 0.0722 * colors[2 * pixels + pixel],
+  );
+}
+
+/** A die-cut sticker on white paper: a white border around the shape, seen by the shadow that it throws. */
 export function addStickerBorder(emoji) {
-  const border = dilated(emoji.alpha, 4);
-  const shadow = blurred(shifted(border, 1, 2), 1.6);
+  const border = dilated(emoji.alpha, 3);
+  const shadow = blurred(shifted(dilated(emoji.alpha, 3.6), 0, 1), 1.4);
   const behind = (pixel) => {
-    const shade = 0.82 * (1 - 0.5 * shadow[pixel]);
-    const paper = border[pixel] + (1 - border[pixel]) * shade;
+    const paper = border[pixel] + (1 - border[pixel]) * (1 - 0.62 * shadow[pixel]);
     return [paper, paper, paper];
   };
   return over(emoji, behind);
 }
 
-/** A studio portrait: a blue backdrop with light in the middle, a soft shadow of the figure on it. */
-export function addBackdrop(emoji) {
-  const shadow = blurred(shifted(emoji.alpha, 2, 3), 2.5);
-  const [near, far] = [
-    [0.62, 0.8, 0.95],
-    [0.12, 0.2, 0.42],
+/** Two inks, from navy over coral to cream by luma, before a blue backdrop that is light in the middle. */
+export function studioPrint(emoji) {
+  const inks = [
+    [0.1, 0.12, 0.36],
+    [0.93, 0.42, 0.4],
+    [1, 0.93, 0.78],
   ];
-  const behind = (pixel) => {
-    const [x, y] = [(pixel % size) - 31.5, Math.floor(pixel / size) - 28];
-    const distance = Math.min(1, Math.hypot(x, y) / 44);
-    const shade = 1 - 0.45 * shadow[pixel];
-    return near.map((value, channel) => (value + (far[channel] - value) * distance ** 1.5) * shade);
-  };
-  return over(emoji, behind);
+  const printed = { rgb: new Float32Array(3 * pixels), alpha: emoji.alpha };
+  const luma = lumaOf(emoji.rgb);
+  for (let pixel = 0; pixel < pixels; pixel++) {
+    const place = 2 * Math.min(1, Math.max(0, luma[pixel]));
+    const below = Math.min(1, Math.floor(place));
+    for (let channel = 0; channel < 3; channel++) {
+      const [from, to] = [inks[below][channel], inks[below + 1][channel]];
+      printed.rgb[channel * pixels + pixel] = from + (place - below) * (to - from);
+    }
+  }
+  const [near, far] = [
+    [0.8, 0.92, 0.98],
+    [0.3, 0.55, 0.75],
+  ];
+  return over(printed, (pixel) => {
+    const distance = Math.min(1, Math.hypot((pixel % size) - 31.5, Math.floor(pixel / size) - 31.5) / 45);
+    return near.map((value, channel) => value + (far[channel] - value) * distance ** 1.5);
+  });
+}
+
+/** Few plain colours with dark outlines. */
+export function flattened(emoji) {
+  const colors = drawnOnWhite(emoji);
+  const palette = paletteOf(emoji, 5);
+  const nearest = Int32Array.from({ length: pixels }, (_, pixel) => nearestColor(palette, colors, pixel));
+  const inside = (x, y) => at(emoji.alpha, x, y) > 0.5;
+  const flat = new Float32Array(3 * pixels);
+  for (let pixel = 0; pixel < pixels; pixel++) {
+    for (let channel = 0; channel < 3; channel++) {
+      // More saturated than the shaded original, whose highlights pull towards white.
+      const value = palette[nearest[pixel]][channel];
+      const grey = palette[nearest[pixel]].reduce((sum, part) => sum + part / 3, 0);
+      flat[channel * pixels + pixel] = Math.min(1, Math.max(0, grey + 1.25 * (value - grey)));
+    }
+  }
+  const outside = mapped((x, y) => (inside(x, y) ? 0 : 1));
+  const outline = blurred(dilated(outside, 1.8), 0.7);
+  const shape = blurred(
+    dilated(
+      mapped((x, y) => (inside(x, y) ? 1 : 0)),
+      1,
+    ),
+    0.5,
+  );
+  const ink = [0.1, 0.08, 0.12];
+  const drawn = new Float32Array(3 * pixels);
+  for (let pixel = 0; pixel < pixels; pixel++) {
+    for (let channel = 0; channel < 3; channel++) {
+      const at = channel * pixels + pixel;
+      const body = flat[at] + (ink[channel] - flat[at]) * outline[pixel];
+      drawn[at] = 1 + (body - 1) * shape[pixel];
+    }
+  }
+  return drawn;
+}
+
+/** As if modelled in clay: round edges, light from the upper left, a highlight, a shadow on the ground. */
+export function solid(emoji) {
+  const height = blurred(blurred(emoji.alpha, 3.2), 2.4);
+  const shadow = blurred(shifted(emoji.alpha, 2, 3), 2.2);
+  const luma = blurred(lumaOf(drawnOnWhite(emoji)), 1);
+  const lit = { rgb: new Float32Array(3 * pixels), alpha: emoji.alpha };
+  const light = normalized([-0.5, -0.62, 0.6]);
+  for (let pixel = 0; pixel < pixels; pixel++) {
+    const [x, y] = [pixel % size, Math.floor(pixel / size)];
+    const slope = (plane, dx, dy) => (at(plane, x + dx, y + dy) - at(plane, x - dx, y - dy)) / 2;
+    // Features stand out a little from the round body.
+    const normal = normalized([
+      -14 * slope(height, 1, 0) - 1.2 * slope(luma, 1, 0),
+      -14 * slope(height, 0, 1) - 1.2 * slope(luma, 0, 1),
+      1,
+    ]);
+    const diffuse = normal.reduce((sum, value, axis) => sum + value * light[axis], 0);
+    const shade = 0.55 + 0.62 * Math.max(0, diffuse);
+    const highlight = 0.75 * Math.max(0, diffuse) ** 24;
+    for (let channel = 0; channel < 3; channel++) {
+      const index = channel * pixels + pixel;
+      lit.rgb[index] = Math.min(1, Math.max(0, emoji.rgb[index] * shade + highlight));
+    }
+  }
+  return over(lit, (pixel) => {
+    const ground = 1 - 0.4 * shadow[pixel];
+    return [ground, ground, ground];
+  });
 }
 
 export async function savePicture(path, colors) {
@@ -78,6 +163,43 @@ export async function savePicture(path, colors) {
   await sharp(data, { raw: { width: size, height: size, channels: 3 } })
     .png()
     .toFile(path);
+}
+
+function normalized(vector) {
+  const length = Math.hypot(...vector);
+  return vector.map((value) => value / length);
+}
+
+/** Colours that cover an emoji, and white: k-means, started from colours far apart. */
+function paletteOf(emoji, count) {
+  const colors = drawnOnWhite(emoji);
+  const colorAt = (pixel) => [0, 1, 2].map((channel) => colors[channel * pixels + pixel]);
+  const covered = Array.from({ length: pixels }, (_, pixel) => pixel).filter((pixel) => emoji.alpha[pixel] > 0.9);
+  const distance = (a, b) => a.reduce((sum, value, channel) => sum + (value - b[channel]) ** 2, 0);
+  const palette = [colorAt(covered[covered.length >> 1])];
+  while (palette.length < count) {
+    const far = (pixel) => Math.min(...palette.map((color) => distance(color, colorAt(pixel))));
+    palette.push(colorAt(covered.reduce((best, pixel) => (far(pixel) > far(best) ? pixel : best))));
+  }
+  for (let round = 0; round < 8; round++) {
+    const sums = palette.map(() => [0, 0, 0, 0]);
+    for (const pixel of covered) {
+      const sum = sums[nearestColor(palette, colors, pixel)];
+      for (const [channel, value] of colorAt(pixel).entries()) sum[channel] += value;
+      sum[3]++;
+    }
+    for (const [index, sum] of sums.entries()) {
+      if (sum[3] > 0) palette[index] = sum.slice(0, 3).map((value) => value / sum[3]);
+    }
+  }
+  return palette;
+}
+
+function nearestColor(palette, colors, pixel) {
+  const distances = palette.map((color) =>
+    color.reduce((sum, value, channel) => sum + (value - colors[channel * pixels + pixel]) ** 2, 0),
+  );
+  return distances.indexOf(Math.min(...distances));
 }
 
 function over({ rgb, alpha }, behind) {
