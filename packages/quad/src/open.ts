@@ -2,15 +2,28 @@ import { openPipeline, type Pipeline } from "@quad/runtime";
 import * as ort from "onnxruntime-node";
 import { folderFiles } from "./files/folder-files.ts";
 
+/** Options of {@link openFolder}. */
+export interface OpenFolderOptions {
+  /** CPU threads per graph; ONNX Runtime's default where left out. */
+  threads?: number;
+  /** Compare a bundle's files with its manifest; true by default. */
+  verify?: boolean;
+}
+
 /**
  * Opens an exposed folder, a bundle, or a plain diffusers/Optimum ONNX folder on this machine.
- * @param threads - CPU threads per graph; ONNX Runtime's default where left out
- * @throws InputError when files are missing, broken or do not fit each other
+ * @throws InputError when files are missing, broken, do not fit each other, or differ from a bundle's manifest
  */
-export function openFolder(folder: string, options: { threads?: number } = {}): Promise<Pipeline> {
+export function openFolder(folder: string, options: OpenFolderOptions = {}): Promise<Pipeline> {
   return openPipeline({
     ort: ort as never,
     files: folderFiles(folder),
-    sessionOptions: { logSeverityLevel: 3, ...(options.threads ? { intraOpNumThreads: options.threads } : {}) },
+    verify: options.verify ?? true,
+    sessionOptions: {
+      logSeverityLevel: 3,
+      ...(options.threads ? { intraOpNumThreads: options.threads } : {}),
+      // Old x64 processors add 8-bit products in 16 bits, which overflow; this makes them exact, and changes nothing elsewhere.
+      extra: { session: { x64quantprecision: "1" } },
+    },
   });
 }

@@ -1,6 +1,10 @@
 import { join } from "node:path";
+import type { AdapterRecord, BundleQuality } from "@quad/runtime";
+import { readManifest, readRecords } from "../bundle/bundle-folder.ts";
+import { isBundleAsWritten, noteBundle } from "../bundle/bundle-state.ts";
 import { type CalibrateOptions, observeTasks, recordTask } from "../calibrate/calibrate.ts";
 import type { TaskCase } from "../calibrate/trajectory.ts";
+import { compileBundle } from "../compile/compile-bundle.ts";
 import { expose } from "../expose/expose.ts";
 import { HashCache } from "../files/hash-tree.ts";
 import { readImage, readMask } from "../files/images.ts";
@@ -9,41 +13,72 @@ import { openFolder } from "../open.ts";
 import { buildProfile } from "../profile/build-profile.ts";
 import { type Profile, readProfile } from "../profile/profile.ts";
 import type { BuildConfig } from "./config.ts";
+import { adaptersToDistill, distillStages } from "./distill-stages.ts";
 import { removeStale, runStage, type StageResult } from "./stage.ts";
 
+/** How a caller follows and stops a build. */
 export interface BuildOptions {
   signal?: AbortSignal;
-  onProgress?: (stage: string, done: number, total: number) => void;
+  onProgress?: (stage: string, done: number, total: number, detail?: string) => void;
   /** Told of every stage when it is done or found done. */
   onStage?: (name: string, result: StageResult) => void;
+  onWarning?: (text: string) => void;
 }
 
+/** What {@link build} wrote, and what became of each stage. */
 export interface BuildResult {
   out: string;
   profile: Profile;
+  /** The bundle's adapters, with those that were added to it later. */
+  adapters: AdapterRecord[];
+  /** The base task's quality in the bundle. */
+  base: BundleQuality | undefined;
   stages: Record<string, StageResult>;
 }
 
-/**
- * Stage after stage from a configuration to a bundle: expose -> record -> observe -> profile -> compile. Results of
- * unchanged stages are used again; an interrupted build continues where it stopped.
- */
-export async function build(config: BuildConfig, options: BuildOptions = {}): Promise<BuildResult> {
-  const work = config.work!;
-  const hashes = await HashCache.open(join(work, "hashes.json"));
+/** Runs stages in a work folder, one after another, and keeps their results. */
+function stageRunner(work: string, options: BuildOptions) {
   const stages: Record<string, StageResult> = {};
-  const common = {
-    ...(options.signal ? { signal: options.signal } : {}),
-    ...(options.onProgress ? { onProgress: options.onProgress } : {}),
-  };
-  const stage = async (label: string, name: string, inputs: unknown, run: (folder: string) => Promise<void>) => {
+  const stage = async (
+    label: string,
+    name: string,
+    inputs: unknown,
+    run: (folder: string) => Promise<void>,
+    isValid?: (folder: string) => Promise<boolean>,
+  ) => {
     options.signal?.throwIfAborted();
-    const result = await runStage(work, name, inputs, run);
+    const result = await runStage(work, name, inputs, run, isValid);
     stages[label] = result;
     options.onStage?.(label, result);
     return result;
   };
+  return { stages, stage };
+}
 
+function commonOf({ signal, onProgress }: BuildOptions) {
+  return { ...(signal ? { signal } : {}), ...(onProgress ? { onProgress } : {}) };
+}
+
+/** What the stages up to calibration leave in the work folder. */
+export interface Calibration {
+  /** Exposed folder. */
+  exposed: string;
+  /** Trajectory files in the order of the configuration's tasks. */
+  trajectories: string[];
+  observed: StageResult;
+  /** Observations file. */
+  observations: string;
+  hashes: HashCache;
+}
+
+/** The stages expose -> record -> observe of a configuration: all that profiles are made from. */
+export async function calibrateConfigured(
+  config: BuildConfig,
+  options: BuildOptions = {},
+  { stage }: ReturnType<typeof stageRunner> = stageRunner(config.work!, options),
+): Promise<Calibration> {
+  const hashes = await HashCache.open(join(config.work!, "hashes.json"));
+  const common = commonOf(options);
   const sources = {
     model: await hashModel(config.model, hashes),
     adapters: await Promise.all(
@@ -85,6 +120,28 @@ export async function build(config: BuildConfig, options: BuildOptions = {}): Pr
       ...settings,
     });
   });
+  await hashes.save();
+  return {
+    exposed: exposedFolder,
+    trajectories,
+    observed,
+    observations: join(observed.folder, "observations.safetensors"),
+    hashes,
+  };
+}
+
+/**
+ * Stage after stage from a configuration to a bundle: expose -> record -> observe -> profile -> distill ->
+ * compile. Results of
+ * unchanged stages are used again; an interrupted build continues where it stopped.
+ */
+export async function build(config: BuildConfig, options: BuildOptions = {}): Promise<BuildResult> {
+  const work = config.work!;
+  const runner = stageRunner(work, options);
+  const { stages, stage } = runner;
+  const common = commonOf(options);
+  const calibration = await calibrateConfigured(config, options, runner);
+  const { exposed: exposedFolder, trajectories, observed, observations, hashes } = calibration;
 
   const profiled = await stage(
     "profile",
@@ -94,7 +151,7 @@ export async function build(config: BuildConfig, options: BuildOptions = {}): Pr
       await buildProfile({
         exposed: exposedFolder,
         trajectories,
-        observations: join(observed.folder, "observations.safetensors"),
+        observations,
         out: join(folder, "profile.json"),
         policy: config.policy,
         placement: config.target,
@@ -104,9 +161,58 @@ export async function build(config: BuildConfig, options: BuildOptions = {}): Pr
   );
   const profile = join(profiled.folder, "profile.json");
 
+  const names = adaptersToDistill(config, await readProfile(profile));
+  const distilled =
+    names.length === 0
+      ? null
+      : await distillStages(
+          { distill: config.distill, work },
+          {
+            ...{ exposed: exposedFolder, profile, names, key: profiled.key, stage },
+            cases: (task) => loadCases(exposedFolder, config.tasks[task]),
+            ...common,
+          },
+        );
+
+  await stage(
+    "compile",
+    "compile",
+    { profiled: profiled.key, ...(distilled ? { distilled: distilled.key } : {}), out: config.out },
+    async (folder) => {
+      const { lost, adapters } = await compileBundle({
+        exposed: exposedFolder,
+        profile,
+        out: config.out,
+        target: config.target,
+        trajectories,
+        ...(distilled ? { adapters: distilled.folder } : {}),
+        ...common,
+      });
+      if (lost.length > 0) {
+        options.onWarning?.(
+          `${config.out}: the graph or the profile changed, and ${lost.join(", ")} had been added for the old one: run quad add again`,
+        );
+      }
+      await noteBundle(
+        folder,
+        config.out,
+        adapters.map(({ name }) => name),
+      );
+    },
+    // The bundle lies outside the work folder and may have been removed or replaced since.
+    (folder) => isBundleAsWritten(folder, config.out),
+  );
+
   await hashes.save();
   await removeStale(work, Object.values(stages));
-  return { out: config.out, profile: await readProfile(profile), stages };
+  const { base } = await readManifest(config.out);
+  return {
+    out: config.out,
+    profile: await readProfile(profile),
+    adapters: await readRecords(config.out),
+    base,
+    stages,
+  };
 }
 
 /** Hashes of what `expose` takes over from a model folder. */
@@ -116,7 +222,7 @@ async function hashModel(folder: string, hashes: HashCache): Promise<unknown> {
 }
 
 /** A task's settings without paths: pictures enter a stage's key by content. */
-function withoutPaths(settings: BuildConfig["tasks"][string]): unknown {
+function withoutPaths({ evaluation: _, ...settings }: BuildConfig["tasks"][string]): unknown {
   return {
     ...settings,
     calibration: settings.calibration.map(({ image, mask, ...rest }) => ({ ...rest, image: !!image, mask: !!mask })),
@@ -134,8 +240,8 @@ export async function recordConfigured(
   await recordTask(exposed, task, await loadCases(exposed, settings), file, options);
 }
 
-/** Reads a task's pictures, in the size that the model draws. */
-async function loadCases(exposed: string, settings: BuildConfig["tasks"][string]): Promise<TaskCase[]> {
+/** Reads a task's calibration pictures, in the size that the model draws. */
+export async function loadCases(exposed: string, settings: BuildConfig["tasks"][string]): Promise<TaskCase[]> {
   const pipeline = await openFolder(exposed);
   const size = pipeline.defaultSize;
   await pipeline.dispose();

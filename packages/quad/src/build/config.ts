@@ -4,6 +4,7 @@ import { dirname, extname, resolve } from "node:path";
 import { InputError } from "@quad/onnx";
 import { createJiti } from "jiti";
 import { z } from "zod";
+import { distillSchema } from "../distill/options.ts";
 import { parseJsonFile } from "../model/model-folder.ts";
 import { policySchema } from "../profile/policy.ts";
 
@@ -16,9 +17,16 @@ const caseSchema = z.strictObject({
   seed: z.int().nonnegative().optional(),
 });
 
+const evaluationCaseSchema = caseSchema.extend({
+  /** What the input picture shows, for CLIP's directional similarity. */
+  sourcePrompt: z.string().optional(),
+});
+
 const taskSchema = z.strictObject({
   /** Pictures to calibrate on: a few that are like those users will ask for. Seeds count up where they are left out. */
   calibration: z.array(caseSchema).min(1),
+  /** Pictures to judge the result on, which calibration has not seen. */
+  evaluation: z.array(evaluationCaseSchema).min(1).optional(),
   steps: z.int().positive().optional(),
   guidance: z.number().optional(),
 });
@@ -37,6 +45,8 @@ export const configSchema = z.strictObject({
   tasks: z.record(z.string(), taskSchema),
   target: z.enum(["cpu", "npu"]).default("cpu"),
   policy: policySchema.prefault({}),
+  /** How adapters are tuned to the profile. */
+  distill: distillSchema.prefault({}),
   observe: z
     .strictObject({
       stepGroups: z.int().positive().optional(),
@@ -45,7 +55,9 @@ export const configSchema = z.strictObject({
     })
     .default({}),
 });
+/** A configuration with its defaults filled in; from {@link loadConfig} with absolute paths. */
 export type BuildConfig = z.infer<typeof configSchema>;
+/** A configuration as people write it. */
 export type BuildConfigInput = z.input<typeof configSchema>;
 
 /** Types a configuration written in TypeScript. */
@@ -68,6 +80,11 @@ export async function loadConfig(path: string): Promise<BuildConfig> {
   const from = (relative: string) => resolve(dirname(file), relative);
   const paths = (record: Record<string, string>) =>
     Object.fromEntries(Object.entries(record).map(([name, value]) => [name, from(value)]));
+  const pictures = <Case extends { image?: string; mask?: string }>(given: Case): Case => ({
+    ...given,
+    ...(given.image ? { image: from(given.image) } : {}),
+    ...(given.mask ? { mask: from(given.mask) } : {}),
+  });
   for (const name of Object.keys(config.tasks)) {
     if (name === "base" || name in config.adapters) continue;
     throw new InputError({
@@ -97,11 +114,8 @@ export async function loadConfig(path: string): Promise<BuildConfig> {
         name,
         {
           ...task,
-          calibration: task.calibration.map(({ image, mask, ...rest }) => ({
-            ...rest,
-            ...(image ? { image: from(image) } : {}),
-            ...(mask ? { mask: from(mask) } : {}),
-          })),
+          calibration: task.calibration.map(pictures),
+          ...(task.evaluation ? { evaluation: task.evaluation.map(pictures) } : {}),
         },
       ]),
     ),

@@ -6,6 +6,7 @@ import { join } from "node:path";
 /** Changes whenever a stage's meaning changes, so that results of older programs are made again. */
 const stageVersion = 1;
 
+/** Where a stage's artefacts are, and whether they were there already. */
 export interface StageResult {
   /** Folder with the stage's artefacts. */
   folder: string;
@@ -20,18 +21,23 @@ export interface StageResult {
  * name only when complete: a build that was killed continues with the first stage that is missing.
  * @param inputs - everything the result depends on, as JSON: options, file hashes, keys of earlier stages
  * @param run - writes the artefacts into the folder it is given
+ * @param isValid - for stages that write elsewhere: whether that is still what the folder says
  */
 export async function runStage(
   work: string,
   name: string,
   inputs: unknown,
   run: (folder: string) => Promise<void>,
+  isValid: (folder: string) => Promise<boolean> = async () => true,
 ): Promise<StageResult> {
   const key = createHash("sha256")
     .update(JSON.stringify([stageVersion, name, inputs]))
     .digest("hex");
   const folder = join(work, `${name}-${key.slice(0, 16)}`);
-  if (existsSync(folder)) return { folder, key, reused: true };
+  if (existsSync(folder)) {
+    if (await isValid(folder)) return { folder, key, reused: true };
+    await rm(folder, { recursive: true });
+  }
   const temporary = `${folder}.tmp`;
   await rm(temporary, { recursive: true, force: true });
   await mkdir(temporary, { recursive: true });

@@ -3,13 +3,14 @@ import { build } from "../build/build.ts";
 import { loadConfig } from "../build/config.ts";
 import type { Profile } from "../profile/profile.ts";
 import { interruptSignal } from "./interrupt.ts";
+import { printAdapters } from "./show.ts";
 import { formatDuration, formatTable, type Terminal } from "./terminal.ts";
 
 export function buildCommand(terminal: () => Terminal): Command {
   return new Command("build")
     .summary("make a bundle: one quantized graph that runs every adapter")
     .description(
-      "Runs the stages expose, record, observe, profile and compile over a configuration (quad.config.json or .ts). Stages whose\ninputs have not changed are skipped; an interrupted build continues where it stopped.",
+      "Runs the stages expose, record, observe, profile, distill and compile over a configuration (quad.config.json or .ts). Stages whose\ninputs have not changed are skipped; an interrupted build continues where it stopped.",
     )
     .argument("<config>", "quad.config.json or quad.config.ts")
     .addHelpText("after", "\nExample:\n  quad build models/pocket/quad.config.json\n  quad show bundle")
@@ -17,10 +18,11 @@ export function buildCommand(terminal: () => Terminal): Command {
       const out = terminal();
       const config = await loadConfig(path);
       const started = performance.now();
-      const { profile, stages } = await build(config, {
+      const { profile, adapters, base, stages } = await build(config, {
         signal: interruptSignal(),
-        onProgress: (stage, done, total) => out.progress(stage, done, total),
+        onProgress: (stage, done, total, detail) => out.progress(stage, done, total, detail),
         onStage: (name, { reused }) => out.print(`${reused ? "unchanged" : "done     "}  ${name}`),
+        onWarning: (text) => out.warn(text),
       });
       out.endProgress();
       out.result({
@@ -30,9 +32,13 @@ export function buildCommand(terminal: () => Terminal): Command {
         scores: profile.scores,
         shared: profile.shared,
         narrowLayers: profile.narrowLayers.length,
+        base,
+        adapters: Object.fromEntries(adapters.map(({ name, rank, fit }) => [name, { rank, fit }])),
       });
       out.print("");
       printProfile(out, profile);
+      out.print("");
+      printAdapters(out, adapters, base);
       out.print(`\nWrote ${config.out} in ${formatDuration(performance.now() - started)}`);
     });
 }

@@ -1,12 +1,18 @@
 import { InputError as OnnxInputError } from "@quad/onnx";
 import { InputError as RuntimeInputError } from "@quad/runtime";
 import { Command, CommanderError } from "commander";
+import { ablateCommand } from "./ablate.ts";
+import { addCommand } from "./add.ts";
 import { buildCommand } from "./build.ts";
+import { compileCommand } from "./compile.ts";
+import { distillCommand } from "./distill.ts";
+import { evalCommand, reportCommand } from "./eval.ts";
 import { exposeCommand } from "./expose.ts";
 import { inspectCommand } from "./inspect.ts";
 import { Interrupted } from "./interrupt.ts";
 import { probeCommand } from "./probe.ts";
 import { runCommand } from "./run.ts";
+import { showCommand } from "./show.ts";
 import { calibrateCommand, profileCommand } from "./stages.ts";
 import { createTerminal } from "./terminal.ts";
 import { trainCommand } from "./train.ts";
@@ -35,7 +41,14 @@ async function runCli(args: string[], json: boolean): Promise<ExitCode> {
     buildCommand,
     calibrateCommand,
     profileCommand,
+    ablateCommand,
+    distillCommand,
+    compileCommand,
+    showCommand,
+    addCommand,
     runCommand,
+    evalCommand,
+    reportCommand,
     probeCommand,
     trainCommand,
   ]) {

@@ -6,6 +6,8 @@ import { recordConfigured } from "../build/build.ts";
 import { loadConfig } from "../build/config.ts";
 import { observeTasks } from "../calibrate/calibrate.ts";
 import { buildProfile } from "../profile/build-profile.ts";
+import { importEncodings } from "../profile/import-encodings.ts";
+import { writeProfile } from "../profile/profile.ts";
 import { printProfile } from "./build.ts";
 import { interruptSignal } from "./interrupt.ts";
 import type { Terminal } from "./terminal.ts";
@@ -40,6 +42,13 @@ export function calibrateCommand(terminal: () => Terminal): Command {
     });
 }
 
+interface ProfileCommandOptions {
+  calibration: string;
+  config: string;
+  out: string;
+  encodings?: string;
+}
+
 export function profileCommand(terminal: () => Terminal): Command {
   return new Command("profile")
     .summary("choose the encodings that all adapters share")
@@ -50,7 +59,8 @@ export function profileCommand(terminal: () => Terminal): Command {
     .requiredOption("--calibration <folder>", "folder written by quad calibrate")
     .requiredOption("-c, --config <file>", "quad.config.json or .ts: its policy and target are used")
     .requiredOption("-o, --out <file>", "profile to write (.json)")
-    .action(async (exposed: string, options: { calibration: string; config: string; out: string }) => {
+    .option("--encodings <file>", "AIMET encodings to use where they name an activation or an adapter input")
+    .action(async (exposed: string, options: ProfileCommandOptions) => {
       const out = terminal();
       const config = await loadConfig(options.config);
       const suffix = ".trajectory.safetensors";
@@ -73,9 +83,20 @@ export function profileCommand(terminal: () => Terminal): Command {
         signal: interruptSignal(),
         onProgress: (stage, done, total) => out.progress(stage, done, total),
       });
+      const imported = options.encodings ? await importEncodings(exposed, profile, options.encodings) : undefined;
+      if (imported) await writeProfile(options.out, imported.profile);
       out.endProgress();
-      out.result({ out: options.out, strategy: profile.strategy, scores: profile.scores, shared: profile.shared });
+      const { strategy, scores, shared } = profile;
+      out.result({
+        ...{ out: options.out, strategy, scores, shared },
+        ...(imported ? { imported: { taken: imported.taken, skipped: imported.skipped } } : {}),
+      });
       printProfile(out, profile);
+      if (imported) {
+        const unused =
+          imported.skipped.length > 0 ? `, ${imported.skipped.length} entries not used (--json lists them)` : "";
+        out.print(`\n${imported.taken} encodings from ${options.encodings}${unused}`);
+      }
       out.print(`\nWrote ${options.out}`);
     });
 }

@@ -6,8 +6,11 @@ export interface Terminal {
   /** Text for people; shown only without `--json`. */
   print(text: string): void;
   warn(text: string): void;
-  /** A line that replaces itself: what is being done, how far, and how long it will still take. */
-  progress(stage: string, done: number, total: number): void;
+  /**
+   * A line that replaces itself: what is being done, how far, and how long it will still take.
+   * @param detail - what changes on the way, such as a loss
+   */
+  progress(stage: string, done: number, total: number, detail?: string): void;
   /** Ends the progress line. */
   endProgress(): void;
 }
@@ -36,7 +39,7 @@ export function createTerminal(json: boolean): Terminal {
       close();
       process.stderr.write(`warning: ${text}\n`);
     },
-    progress(stage, done, total) {
+    progress(stage, done, total, detail) {
       const now = performance.now();
       if (stage !== current) {
         close();
@@ -51,7 +54,8 @@ export function createTerminal(json: boolean): Terminal {
       printed = now;
       const left = done > 0 ? ((now - started) / done) * (total - done) : 0;
       const share = total > 0 ? `${Math.floor((100 * done) / total)} %` : "";
-      const text = `${stage}: ${share}${finished || left < 1000 ? "" : `, ${formatDuration(left)} left`}`;
+      const shown = detail ? `, ${detail}` : "";
+      const text = `${stage}: ${share}${shown}${finished || left < 1000 ? "" : `, ${formatDuration(left)} left`}`;
       process.stderr.write(isTerminal ? `\r\u001b[2K${text}` : `${text}\n`);
       open = isTerminal;
     },

@@ -1,0 +1,67 @@
+import { rm } from "node:fs/promises";
+import { join } from "node:path";
+import type { TaskCase } from "../calibrate/trajectory.ts";
+import { type DistillProgress, distillAdapters, recordTeacher } from "../distill/index.ts";
+import type { Profile } from "../profile/profile.ts";
+import type { BuildConfig } from "./config.ts";
+import type { StageResult } from "./stage.ts";
+
+/** The adapters that a configuration wants tuned to a profile. */
+export function adaptersToDistill(config: Pick<BuildConfig, "adapters" | "distill">, profile: Profile): string[] {
+  const names = Object.keys(config.adapters);
+  if (config.distill.adapters === "none") return [];
+  return config.distill.adapters === "all" ? names : names.filter((name) => name !== profile.strategy.anchor);
+}
+
+export interface DistillStagesOptions {
+  exposed: string;
+  /** Profile file, and what it says. */
+  profile: string;
+  names: readonly string[];
+  /** A task's calibration cases. */
+  cases: (task: string) => Promise<TaskCase[]>;
+  /** Hash of everything that the exposed folder and the profile depend on. */
+  key: string;
+  stage: (label: string, name: string, inputs: unknown, run: (folder: string) => Promise<void>) => Promise<StageResult>;
+  signal?: AbortSignal;
+  onProgress?: (stage: string, done: number, total: number, detail?: string) => void;
+}
+
+/** Stages: the teacher of every adapter, then the distillation of all. The result's folder holds the adapters' files. */
+export async function distillStages(
+  config: Pick<BuildConfig, "distill"> & { work: string },
+  { exposed, profile, names, cases, key, stage, signal, onProgress }: DistillStagesOptions,
+): Promise<StageResult> {
+  const settings = config.distill;
+  const { pictures, seed } = settings;
+  const common = { ...(signal ? { signal } : {}), ...(onProgress ? { onProgress } : {}) };
+  const teachers: StageResult[] = [];
+  for (const name of names) {
+    teachers.push(
+      await stage(`teacher ${name}`, `teacher-${name}`, { key, name, pictures, seed }, async (folder) => {
+        const file = join(folder, "trajectory.safetensors");
+        await recordTeacher(exposed, name, await cases(name), file, settings, common);
+      }),
+    );
+  }
+  const checkpoints = join(config.work, "checkpoints");
+  const inputs = { key, teachers: teachers.map((teacher) => teacher.key), settings };
+  return stage("distill", "distill", inputs, async (folder) => {
+    const jobs = names.map((adapter, index) => ({
+      ...{ exposed, profile, adapter, settings, checkpoints, out: folder },
+      trajectory: join(teachers[index].folder, "trajectory.safetensors"),
+    }));
+    await distillAdapters(jobs, {
+      ...(signal ? { signal } : {}),
+      onProgress: (progress) => onProgress?.("distilling", progress.done, progress.total, describe(progress)),
+    });
+    await rm(checkpoints, { recursive: true, force: true });
+  });
+}
+
+/** `flat 38.2 dB, sketch 35.0 dB` */
+export function describe({ decibels }: DistillProgress): string {
+  return Object.entries(decibels)
+    .map(([name, value]) => `${name} ${value.toFixed(1)} dB`)
+    .join(", ");
+}
