@@ -54,7 +54,7 @@ export async function runInChromium(folder: string, source: string): Promise<voi
         return colourful > pixels.length / 4 / 50;
       },
       undefined,
-      { timeout: 60_000 },
+      { timeout: 110_000 },
     );
     await Promise.race([drawn, failure]);
   } finally {

@@ -35,3 +35,4 @@ export type { Policy, PolicyInput } from "./profile/policy.ts";
 export { type Profile, pointEncoding, readProfile, writeProfile } from "./profile/profile.ts";
 export * from "./quantization/index.ts";
 export { type ReportOptions, writeReport } from "./report/report.ts";
+export * from "./train/index.ts";

@@ -135,7 +135,7 @@ describe("an ablation of the pocket model", () => {
     const [wide, narrow] = result.rows;
     expect([wide.narrowLayers, narrow.narrowLayers]).toEqual([0, 1]);
     for (const task of ["base", "flat"]) {
-      expect(wide.tasks[task].psnr).toBeGreaterThan(28);
+      expect(wide.tasks[task].psnr).toBeGreaterThan(25);
       expect(wide.tasks[task].sqnr).toBeGreaterThan(narrow.tasks[task].sqnr + 3);
     }
     expect(measured).toEqual([

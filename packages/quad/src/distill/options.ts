@@ -15,7 +15,7 @@ export const distillSchema = z.strictObject({
   /** Calls of the denoiser per step, each with the rows of its guidance. */
   batch: z.int().positive().default(4),
   /** Highest learning rate, in steps of an 8-bit grid per training step. */
-  learningRate: z.number().positive().default(0.2),
+  learningRate: z.number().positive().default(0.1),
   warmup: z.int().min(0).default(20),
   weightDecay: z.number().min(0).default(0),
   /** Limit of the gradients' norm. Relative errors are small, and so are their gradients. */
