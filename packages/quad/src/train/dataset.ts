@@ -17,6 +17,7 @@ export interface TrainingExample {
   caption: string;
 }
 
+/** What a folder of training pictures holds. */
 export interface TrainingFolder {
   /** Sorted by name. */
   examples: TrainingExample[];

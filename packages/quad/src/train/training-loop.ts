@@ -14,6 +14,7 @@ export type BatchSource = (
   random: SeededRandom,
 ) => Readonly<Record<string, TensorData>> | Promise<Readonly<Record<string, TensorData>>>;
 
+/** How far a training run is. */
 export interface TrainingProgress {
   /** Steps done, those before a resume included. */
   step: number;

@@ -52,6 +52,7 @@ export interface TrainOptions {
   onWarning?: (message: string) => void;
 }
 
+/** What a training run wrote, and how it went. */
 export interface TrainResult {
   out: string;
   layers: number;
