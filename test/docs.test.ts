@@ -87,7 +87,7 @@ describe.each(documents)("%s", (document) => {
     const { language, code, marks } = snippet;
     const skipped = marks.has("not run") || (marks.has("slow") && !full);
 
-    test.skipIf(skipped)(code.split("\n")[0]!, { timeout: marks.has("slow") ? slow : undefined }, async () => {
+    test.skipIf(skipped)(code.split("\n")[0]!, { timeout: marks.has("slow") ? slow : 10 * 60_000 }, async () => {
       const file = marks.get("file");
       if (file) {
         mkdirSync(dirname(join(workspace.folder, file)), { recursive: true });
