@@ -155,7 +155,6 @@ export async function runVariant({ path, runs }) {
     logSeverityLevel: 3,
     intraOpNumThreads: 2,
     interOpNumThreads: 1,
-    extra: { session: { x64quantprecision: "1" } },
   });
   const hasAdapters = session.inputNames.some((name) => name.endsWith(".lora_A"));
   const times = hasAdapters ? { unbound: [], bound: [] } : { unbound: [] };

@@ -22,8 +22,6 @@ export function openFolder(folder: string, options: OpenFolderOptions = {}): Pro
     sessionOptions: {
       logSeverityLevel: 3,
       ...(options.threads ? { intraOpNumThreads: options.threads } : {}),
-      // Old x64 processors add 8-bit products in 16 bits, which overflow; this makes them exact, and changes nothing elsewhere.
-      extra: { session: { x64quantprecision: "1" } },
     },
   });
 }

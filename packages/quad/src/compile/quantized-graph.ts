@@ -31,8 +31,8 @@ export interface QuantizedGraphOptions {
  * - npu: standard QuantizeLinear and DequantizeLinear around float operators, the form that NPU toolchains take. Pairs of
  *   16 bits, and 4-bit weights, are of the domain com.microsoft, which has them in every operator set.
  * - cpu: ONNX Runtime's integer kernels by name (MatMulIntegerToFloat, MatMulNBits of com.microsoft), so that what runs does
- *   not depend on which patterns its optimizer recognizes. On x64 processors without VNNI the sessions need
- *   `session.x64quantprecision`: kernels there add products of unsigned and signed bytes in 16 bits, which overflow.
+ *   not depend on which patterns its optimizer recognizes. On x64 processors without VNNI sessions need
+ *   `session.x64quantprecision`, which @quad/runtime sets there: their kernels add byte products in 16 bits, which overflow.
  *
  * Weights are computed from `prepared`'s when they are written; `prepared` itself stays as it is.
  * @param prepared - from `prepareGraph`
