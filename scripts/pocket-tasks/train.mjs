@@ -27,13 +27,13 @@ const runs = [
   {
     task: "portrait",
     file: "portrait",
-    options: [...fromSketch, "--steps", "700", "--learning-rate", "0.003", "--flip", "--format", "peft"],
+    options: [...fromSketch, "--steps", "3200", "--learning-rate", "0.003", "--flip", "--format", "peft"],
   },
   {
     task: "transform",
     file: "transform.safetensors",
     // Not mirrored: the light of "3d style" comes from the left.
-    options: [...fromSketch, "--steps", "900", "--learning-rate", "0.003"],
+    options: [...fromSketch, "--steps", "4000", "--learning-rate", "0.003"],
   },
 ];
 

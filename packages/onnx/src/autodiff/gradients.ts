@@ -170,20 +170,33 @@ function accumulate(build: Builder, parts: readonly Gradient[], dims: readonly n
   const whole = parts.filter((part): part is Value => !("kind" in part));
   const tiled = tile(build, slices, dims);
   const sums = tiled ? [...whole, tiled] : [...whole, ...slices.map((slice) => widen(build, slice, dims))];
-  let total = sums.length > 0 ? sums.reduce((sum, value) => build.add(sum, value)) : null;
-  for (const { left, right, transposeLeft, transposeRight, scale } of products) {
-    const [rows, inner] = build.dims(left);
-    const [first, columns] = build.dims(right);
-    const shape = [transposeLeft ? inner : rows, transposeRight ? first : columns];
-    const inputs = total ? [left, right, build.reshape(total, shape)] : [left, right];
-    const attributes = {
-      ...(transposeLeft && { transA: 1 }),
-      ...(transposeRight && { transB: 1 }),
-      ...(scale !== 1 && { alpha: floatAttribute(scale) }),
-    };
-    total = build.op("Gemm", inputs, shape, attributes);
-  }
+  const start = sums.length > 0 ? sums.reduce((sum, value) => build.add(sum, value)) : null;
+  const total = products.reduce<Value | null>((sum, product) => addProduct(build, sum, product), start);
   return build.reshape(total!, dims);
+}
+
+/** How many times as many rows as columns make a transposed product worth the transposition of its result. */
+const tallResult = 4;
+
+/** `sum + scale op(left) op(right)` in one Gemm. */
+function addProduct(build: Builder, sum: Value | null, product: ProductGradient): Value {
+  const { left, right, transposeLeft, transposeRight, scale } = product;
+  const [leftRows, leftColumns] = build.dims(left);
+  const [rightRows, rightColumns] = build.dims(right);
+  const rows = transposeLeft ? leftColumns : leftRows;
+  const columns = transposeRight ? rightRows : rightColumns;
+  // The gradient of a projection to few ranks, X^T G: kernels for wide results are several times as fast with G^T X.
+  if (!sum && transposeLeft && rows >= tallResult * columns) {
+    const turned = { left: right, right: left, transposeLeft: !transposeRight, transposeRight: false, scale };
+    return build.transposeMatrix(addProduct(build, null, { kind: "product", ...turned }));
+  }
+  const inputs = sum ? [left, right, build.reshape(sum, [rows, columns])] : [left, right];
+  const attributes = {
+    ...(transposeLeft && { transA: 1 }),
+    ...(transposeRight && { transB: 1 }),
+    ...(scale !== 1 && { alpha: floatAttribute(scale) }),
+  };
+  return build.op("Gemm", inputs, [rows, columns], attributes);
 }
 
 /** The concatenation of slices that follow each other and cover one axis; null if they do not. */

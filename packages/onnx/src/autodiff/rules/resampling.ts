@@ -80,21 +80,33 @@ function resizeGradient(call: RuleCall): Value {
     throw unsupported(call, "Resize with antialias", "Export the model without antialiasing.");
   const input = b.dims(node.input(0));
   const output = b.dims(node.output());
-  return range(0, input.length).reduce((value, axis) => {
-    const matrix = interpolationMatrix(call, axis, input[axis], output[axis]);
-    return isIdentity(matrix) ? value : applyTransposed(b, value, axis, matrix);
-  }, gradient);
+  const matrices = range(0, input.length).map((axis) => interpolationMatrix(call, axis, input[axis], output[axis]));
+  const repeats = matrices.map(repetition);
+  // The usual upsampling of pictures: a window's sum is its average times its size, in one operator that stays in the
+  // layout of the convolutions around it.
+  if (repeats.length > 2 && repeats[0] === 1 && repeats[1] === 1 && repeats.every((count) => count !== null)) {
+    const window = repeats.slice(2) as number[];
+    const size = window.reduce((product, count) => product * count, 1);
+    if (size === 1) return gradient;
+    const average = b.op("AveragePool", [gradient], input, { kernel_shape: window, strides: window });
+    return b.mul(average, size);
+  }
+  return matrices.reduce(
+    (value, matrix, axis) => (repeats[axis] === 1 ? value : applyTransposed(b, value, axis, matrix)),
+    gradient,
+  );
 }
 
-function isIdentity(matrix: readonly number[][]): boolean {
-  return matrix.length === matrix[0].length && matrix.every((row, index) => row[index] === 1);
-}
-
-/** Repetition of every element a whole number of times, the usual upsampling, is a reshape and a sum. */
-function applyTransposed(b: Builder, value: Value, axis: number, matrix: readonly number[][]): Value {
+/** How often every element is repeated, where the matrix does nothing else. */
+function repetition(matrix: readonly number[][]): number | null {
   const factor = matrix.length / matrix[0].length;
-  const repeats = Number.isInteger(factor) && matrix.every((row, index) => row[Math.floor(index / factor)] === 1);
-  if (!repeats) return b.contract(value, axis, matrix);
+  return Number.isInteger(factor) && matrix.every((row, index) => row[Math.floor(index / factor)] === 1) ? factor : null;
+}
+
+/** Repetition of every element a whole number of times is a reshape and a sum. */
+function applyTransposed(b: Builder, value: Value, axis: number, matrix: readonly number[][]): Value {
+  const factor = repetition(matrix);
+  if (factor === null) return b.contract(value, axis, matrix);
   const dims = b.dims(value);
   const length = matrix[0].length;
   const split = b.reshape(value, [...dims.slice(0, axis), length, factor, ...dims.slice(axis + 1)]);
