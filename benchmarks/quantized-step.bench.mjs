@@ -9,11 +9,12 @@ import { fileURLToPath } from "node:url";
 import { cloneModel, loadModel, saveModel, specialize } from "@quad/onnx";
 import { SeededRandom } from "@quad/runtime";
 import * as ort from "onnxruntime-node";
-import { exposeGraph, findLayers } from "quad";
+import { exposeGraph, findLayers, folderFiles } from "quad";
 import { buildQuantizedGraph } from "../packages/quad/dist/compile/quantized-graph.js";
 import { encodingFromRange } from "../packages/quad/dist/quantization/index.js";
 import { prepareGraph } from "../packages/quad/dist/simulate/prepare-graph.js";
 import { findQuantizable } from "../packages/quad/dist/simulate/quantizable.js";
+import { Component } from "../packages/runtime/dist/ort.js";
 import { inOwnProcess, median, peakMegabytes } from "./harness.mjs";
 
 const own = fileURLToPath(import.meta.url);
@@ -63,8 +64,7 @@ async function measureModel(folder, label, { model, shape, rounds, runs }) {
   const measured = Object.fromEntries(variants.map((name) => [name, []]));
   for (let round = 0; round < rounds; round++) {
     for (const name of variants) {
-      const path = join(folder, label, name, "model.onnx");
-      measured[name].push(await inOwnProcess(own, "runVariant", { path, runs }));
+      measured[name].push(await inOwnProcess(own, "runVariant", { folder: join(folder, label), name, runs }));
     }
   }
   const figures = [];
@@ -150,32 +150,33 @@ function plainInputs(model, { batch, height, width, tokens }) {
 }
 
 /** One graph in a process of its own: milliseconds per step without and with an adapter, peak memory in MB. */
-export async function runVariant({ path, runs }) {
-  const session = await ort.InferenceSession.create(path, {
+export async function runVariant({ folder, name, runs }) {
+  // As pipelines open it: on processors that need it, with the setting that keeps integer products from overflowing.
+  const graph = await Component.open(ort, folderFiles(folder), name, {
     logSeverityLevel: 3,
     intraOpNumThreads: 2,
     interOpNumThreads: 1,
   });
-  const hasAdapters = session.inputNames.some((name) => name.endsWith(".lora_A"));
+  const hasAdapters = [...graph.inputs.keys()].some((input) => input.endsWith(".lora_A"));
   const times = hasAdapters ? { unbound: [], bound: [] } : { unbound: [] };
-  const feeds = { unbound: stepInputs(session, 0), bound: stepInputs(session, boundRank) };
+  const feeds = { unbound: stepInputs(graph, 0), bound: stepInputs(graph, boundRank) };
   // In turn, so that both meet the same state of the machine; the first run of each warms up.
   for (let run = 0; run <= runs; run++) {
     for (const kind of Object.keys(times)) {
       const start = performance.now();
-      await session.run(feeds[kind]);
+      await graph.run(feeds[kind]);
       if (run > 0) times[kind].push(performance.now() - start);
     }
   }
   const peak = peakMegabytes();
-  await session.release();
+  await graph.release();
   return { unbound: median(times.unbound), ...(hasAdapters ? { bound: median(times.bound) } : {}), peak };
 }
 
-function stepInputs(session, rank) {
+function stepInputs({ inputs }, rank) {
   const random = new SeededRandom(5);
   return Object.fromEntries(
-    session.inputMetadata.map(({ name, type, shape }) => {
+    [...inputs.values()].map(({ name, type, shape }) => {
       const dims = shape.map((size) => (typeof size === "string" ? rank : size));
       const count = dims.reduce((product, size) => product * size, 1);
       const fill = (array, value) => array.map(value);

@@ -1,4 +1,6 @@
-// npm run bench [-- NAME ...] [--compare OLD.json] [--tolerance 0.15]
+// npm run bench [-- NAME ...] [--compare OLD.json] [--tolerance 0.15] [--readme] [--only-tables]
+// --readme writes the README's tables from what this and earlier runs measured; --only-tables measures nothing.
+import { existsSync } from "node:fs";
 import { readdir, readFile } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -7,6 +9,7 @@ import { writeFileAtomically } from "quad";
 import { formatDuration, formatTable } from "../packages/quad/dist/cli/terminal.js";
 import { compareResults } from "./compare.mjs";
 import { inOwnProcess, machine } from "./harness.mjs";
+import { fillTables, readmeTables, readScale } from "./tables.mjs";
 
 const folder = fileURLToPath(new URL(".", import.meta.url));
 const suffix = ".bench.mjs";
@@ -27,17 +30,24 @@ console.log(
 );
 /** @type {Record<string, import("./harness.mjs").Result>} */
 const results = {};
-for (const name of wanted.length > 0 ? wanted : names) {
+for (const name of wanted.length > 0 ? wanted : options["only-tables"] ? [] : names) {
   const started = performance.now();
-  results[name] = await inOwnProcess(join(folder, `${name}${suffix}`), "default");
+  const result = await inOwnProcess(join(folder, `${name}${suffix}`), "default");
+  results[name] = { measured: new Date().toISOString(), ...result };
   print(name, results[name], performance.now() - started);
 }
 const output = join(folder, "results/latest.json");
-await writeFileAtomically(
-  output,
-  `${JSON.stringify({ format: "quad-benchmarks", version: 1, machine: facts, results }, null, 2)}\n`,
-);
+// A run of some benchmarks leaves the others' results, if they are of the same machine.
+const known = existsSync(output) ? await readResults(output, "benchmarks/results/latest.json") : null;
+const kept = known?.machine.cpu === facts.cpu ? known.results : {};
+const all = { ...kept, ...results };
+const content = { format: "quad-benchmarks", version: 1, machine: facts, results: all };
+await writeFileAtomically(output, `${JSON.stringify(content, null, 2)}\n`);
 console.log("\nWrote benchmarks/results/latest.json");
+if (options.readme) {
+  const names = await fillTables(join(folder, "../README.md"), readmeTables(all, await readScale(folder)));
+  console.log(`Wrote README.md: ${names.join(", ") || "no table has its results"}`);
+}
 
 if (before) {
   if (before.machine.cpu !== facts.cpu)
@@ -81,21 +91,26 @@ function parse() {
   try {
     return parseArgs({
       allowPositionals: true,
-      options: { compare: { type: "string" }, tolerance: { type: "string", default: "0.15" } },
+      options: {
+        compare: { type: "string" },
+        tolerance: { type: "string", default: "0.15" },
+        readme: { type: "boolean", default: false },
+        "only-tables": { type: "boolean", default: false },
+      },
     });
   } catch (error) {
     return fail(error.message);
   }
 }
 
-async function readResults(path) {
+async function readResults(path, shown = `--compare ${path}`) {
   try {
     const file = JSON.parse(await readFile(path, "utf8"));
     if (file.format === "quad-benchmarks" && file.version === 1) return file;
   } catch (error) {
-    fail(`--compare ${path}: ${error.message}`);
+    fail(`${shown}: ${error.message}`);
   }
-  return fail(`--compare ${path}: not written by npm run bench`);
+  return fail(`${shown}: not written by npm run bench`);
 }
 
 function fail(message) {

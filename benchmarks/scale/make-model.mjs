@@ -130,6 +130,8 @@ async function makeConfig() {
     tasks: { base: task(0), ...Object.fromEntries(names.map((name, index) => [name, task(index + 1)])) },
     target: "cpu",
     policy: { narrowShare: 1 },
+    // A few steps: enough for the time of one and the memory that training takes.
+    distill: { pictures: 2, validationPictures: 1, steps: 4, batch: 1, warmup: 1, validateEvery: 4, threads: 2 },
   });
 }
 

@@ -1,17 +1,17 @@
 // Every stage of a build on a Stable Diffusion 1.5 UNet with generated weights, and running what comes out.
 // Usage: node benchmarks/scale/run.mjs WORK [--adapters 10] [--rank 16] [--latents 32]
-// Takes tens of minutes and about 30 GB of disk in WORK. Finished stages are not run again. Writes WORK/scale.json and
-// prints docs/scale.md's tables.
+// Takes an hour and about 30 GB of disk in WORK. Finished stages are not run again. Writes WORK/scale.json, from which the
+// tables of docs/scale.md and README.md are made.
 import { execFileSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { storageSizes, storageTable } from "quad";
-import { formatTable } from "../../packages/quad/dist/cli/terminal.js";
+import { distillAdapter, loadConfig, recordTeacher, storageSizes, storageTable } from "quad";
 import { writeMerged } from "../folders.mjs";
-import { inOwnProcess, machine } from "../harness.mjs";
+import { inOwnProcess, machine, median } from "../harness.mjs";
+import { fillTables, markdown, round } from "../tables.mjs";
 
 const own = fileURLToPath(import.meta.url);
 const foldersModule = fileURLToPath(new URL("../folders.mjs", import.meta.url));
@@ -37,6 +37,35 @@ export async function runCommand(parameters) {
   return { seconds: (performance.now() - started) / 1000, peak: peakMegabytes() };
 }
 
+/** The teacher's calls of one adapter, cached on disk: called in a process of its own. */
+export async function runTeacher({ exposed, config, adapter, trajectory }) {
+  const { peakMegabytes } = await import("../harness.mjs");
+  const { loadCases } = await import("../../packages/quad/dist/build/build.js");
+  const started = performance.now();
+  const { tasks, distill } = await loadConfig(config);
+  await recordTeacher(exposed, adapter, await loadCases(exposed, tasks[adapter]), trajectory, distill);
+  return { seconds: (performance.now() - started) / 1000, peak: peakMegabytes() };
+}
+
+/** A few steps of one adapter's distillation: called in a process of its own. */
+export async function runDistillation({ exposed, config, profile, adapter, trajectory, out }) {
+  const { peakMegabytes } = await import("../harness.mjs");
+  const started = performance.now();
+  const { distill: settings } = await loadConfig(config);
+  let first;
+  const times = [];
+  await distillAdapter({
+    ...{ exposed, profile, adapter, trajectory, out, settings },
+    onProgress: () => {
+      const now = performance.now();
+      // The first step warms up.
+      if (first !== undefined) times.push((now - first) / 1000);
+      first = now;
+    },
+  });
+  return { seconds: (performance.now() - started) / 1000, peak: peakMegabytes(), perStep: median(times.slice(0, -1)) };
+}
+
 if (process.argv[1] === own) {
   if (!work) {
     console.error("usage: node benchmarks/scale/run.mjs WORK [--adapters 10] [--rank 16] [--latents 32]");
@@ -52,6 +81,7 @@ async function measure() {
     calibration: join(work, "calibration"),
     profile: join(work, "profile.json"),
     bundle: join(work, "bundle"),
+    distilled: join(work, "distilled"),
     merged: join(work, "merged"),
     config: join(work, "quad.config.json"),
     result: join(work, "scale.json"),
@@ -88,6 +118,14 @@ async function measure() {
   await stage("compile", paths.bundle, [
     ...["compile", paths.exposed, "--profile", paths.profile, "--out", paths.bundle, "--target", "cpu"],
   ]);
+  const trajectory = join(work, "teacher.safetensors");
+  const { exposed, config, profile, distilled } = paths;
+  const distilling = { exposed, config, profile, trajectory, out: distilled, adapter: tasks[0] };
+  await once("stages", "teacher, 2 pictures", () => inOwnProcess(own, "runTeacher", distilling));
+  await once("stages", "distill, 4 steps", async () => {
+    await rm(distilled, { recursive: true, force: true });
+    return inOwnProcess(own, "runDistillation", distilling);
+  });
 
   const side = 8 * Number(values.latents);
   const request = { prompt: "red apple food fruit", seed: 3, steps: 2, guidance: 7.5, width: side, height: side };
@@ -105,25 +143,31 @@ async function measure() {
   await once("runs", "bundle, unbound", visit(paths.bundle, ["base"]));
   await once("runs", "bundle, one task", visit(paths.bundle, tasks.slice(0, 1)));
   await once("runs", `bundle, ${tasks.length} tasks in turn`, visit(paths.bundle, tasks));
-  results.storage = storageTable(await storageSizes(paths.bundle, paths.exposed));
   results.sizes = await storageSizes(paths.bundle, paths.exposed);
-  await writeFile(paths.result, `${JSON.stringify(results, null, 1)}\n`);
-  print(results);
+  results.storage = storageTable(results.sizes);
+  const content = `${JSON.stringify(results, null, 1)}\n`;
+  await writeFile(paths.result, content);
+  await mkdir(fileURLToPath(new URL("../results", import.meta.url)), { recursive: true });
+  await writeFile(fileURLToPath(new URL("../results/scale.json", import.meta.url)), content);
+  const tables = scaleTables(results);
+  for (const table of Object.values(tables)) console.log(`\n${table}`);
+  await fillTables(fileURLToPath(new URL("../../docs/scale.md", import.meta.url)), tables);
 }
 
-function print({ stages, runs, storage, sizes }) {
-  const round = (value) => (value === null ? "" : value >= 100 ? Math.round(value) : Number(value.toPrecision(3)));
+function scaleTables({ stages, runs, storage, sizes }) {
   const seconds = (milliseconds) => (milliseconds === null ? "" : round(milliseconds / 1000));
   const gigabytes = (megabytes) => round(megabytes / 1000);
-  console.log(
-    `\n${formatTable([
-      ["stage", "time s", "peak memory GB"],
-      ...Object.entries(stages).map(([name, result]) => [name, round(result.seconds), gigabytes(result.peak)]),
-    ])}`,
-  );
-  console.log(
-    `\n${formatTable([
-      ["run", "open s", "step s", "switch ms", "peak memory GB"],
+  const size = (bytes) => gigabytes(bytes / 1e6);
+  return {
+    stages: markdown([
+      ["stage", "time, s", "peak memory, GB", "a training step, s"],
+      ...Object.entries(stages).map(([name, { seconds: spent, peak, perStep }]) => [
+        ...[name, round(spent), gigabytes(peak)],
+        round(perStep),
+      ]),
+    ]),
+    runs: markdown([
+      ["run", "open, s", "UNet step, s", "change the task, ms", "peak memory, GB"],
       ...Object.entries(runs).map(([name, result]) => [
         name,
         seconds(result.open),
@@ -131,16 +175,21 @@ function print({ stages, runs, storage, sizes }) {
         round(result.switch),
         gigabytes(result.peak),
       ]),
-    ])}`,
-  );
-  const size = (bytes) => gigabytes(bytes / 1e6);
-  console.log(
-    `\n${formatTable([
-      ["tasks", "merged fp32 GB", "merged quantized GB", "bundle GB"],
-      ...storage.map((row) => [row.tasks, size(row.mergedFullPrecision), size(row.mergedQuantized), size(row.bundle)]),
-    ])}`,
-  );
-  console.log(
-    `\nan adapter: ${round(sizes.adapter / 1e6)} MB, ${round((100 * sizes.adapter) / sizes.quantizedGraph)} % of the graph`,
-  );
+    ]),
+    storage: markdown([
+      ["tasks", "merged fp32, GB", "merged 8-bit, GB", "bundle, GB", "merged 8-bit / bundle"],
+      ...storage.map((row) => [
+        row.tasks,
+        size(row.mergedFullPrecision),
+        size(row.mergedQuantized),
+        size(row.bundle),
+        round(row.mergedQuantized / row.bundle),
+      ]),
+    ]),
+    sizes: markdown([
+      ["file", "size, MB", "share of the bundle's graph"],
+      ["UNet in the bundle", round(sizes.quantizedGraph / 1e6), "100 %"],
+      ["an adapter of rank 16", round(sizes.adapter / 1e6), `${round((100 * sizes.adapter) / sizes.quantizedGraph)} %`],
+    ]),
+  };
 }

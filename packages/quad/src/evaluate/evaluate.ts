@@ -37,6 +37,8 @@ export interface EvaluateOptions {
   observations?: string | undefined;
   /** Draw the simulated variants too: the profile without training, a profile per task, everything at 8 bits. */
   simulate?: boolean | undefined;
+  /** Which of the simulated variants to draw: `untrained`, `own`, `all8`; default: all. */
+  simulated?: readonly string[] | undefined;
   /** Shares of narrow layers to draw for the ablation table, 0 to 1. */
   shares?: readonly number[] | undefined;
   /** Denoiser calls per task that layers are measured on; 0 leaves this out. */
@@ -118,7 +120,11 @@ export async function evaluate(candidate: string, options: EvaluateOptions): Pro
         },
         drawer: folderDrawer(candidate, tasks, await folderIdentity(candidate, hashes)),
       },
-      ...(simulation ? simulatedVariants(simulation, sharesOf(simulation, causes.noise, options.shares, notes)) : []),
+      ...(simulation
+        ? simulatedVariants(simulation, sharesOf(simulation, causes.noise, options.shares, notes)).filter(
+            ({ info, ablation }) => (options.simulated?.includes(info.name) ?? true) || ablation?.share != null,
+          )
+        : []),
     ];
     const variants = unsorted.toSorted((a, b) => placeOf(a.info) - placeOf(b.info));
     await hashes.save();
