@@ -100,7 +100,9 @@ function resizeGradient(call: RuleCall): Value {
 /** How often every element is repeated, where the matrix does nothing else. */
 function repetition(matrix: readonly number[][]): number | null {
   const factor = matrix.length / matrix[0].length;
-  return Number.isInteger(factor) && matrix.every((row, index) => row[Math.floor(index / factor)] === 1) ? factor : null;
+  return Number.isInteger(factor) && matrix.every((row, index) => row[Math.floor(index / factor)] === 1)
+    ? factor
+    : null;
 }
 
 /** Repetition of every element a whole number of times is a reshape and a sum. */
