@@ -1,8 +1,9 @@
 // What quantization costs in quality, end to end: `quad ablate` over the pocket model. QUAD_PICTURES changes the number of
-// held-out pictures per task (32); rows that are measured already are kept in benchmarks/results/ablation.json.
+// held-out pictures per task (32), QUAD_VARIANTS (a regular expression over names) the rows; rows that are measured already are
+// kept in benchmarks/results/ablation.json.
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { ablate, ablationTable, loadConfig, meanOf } from "quad";
+import { ablate, ablationTable, ablationVariants, loadConfig, meanOf } from "quad";
 import { createTerminal, formatTable } from "../packages/quad/dist/cli/terminal.js";
 
 const pocket = fileURLToPath(new URL("../models/pocket", import.meta.url));
@@ -11,12 +12,14 @@ const results = fileURLToPath(new URL("results", import.meta.url));
 export default async function bench() {
   const config = await loadConfig(join(pocket, "quad.config.json"));
   const terminal = createTerminal(false);
+  const wanted = process.env.QUAD_VARIANTS;
   const ablation = await ablate(
     { ...config, work: join(results, "work") },
     {
       out: join(results, "ablation.json"),
       pictures: Number(process.env.QUAD_PICTURES ?? 32),
       processes: 2,
+      ...(wanted ? { variants: ablationVariants().filter(({ name }) => new RegExp(wanted).test(name)) } : {}),
       onProgress: (stage, done, total) => terminal.progress(stage, done, total),
     },
   );
