@@ -5,14 +5,14 @@ export const tuneSchema = z.strictObject({
   /** Training steps; 0 leaves the ranges as calibration chose them. */
   steps: z.int().min(0).default(0),
   /** Calls of the denoiser per step, all of one task, each with the rows of its guidance. */
-  batch: z.int().positive().default(8),
-  /** Highest learning rate, in logarithms of a scale: 0.01 changes a range by at most about 1 % per step. */
-  learningRate: z.number().positive().default(0.01),
+  batch: z.int().positive().default(16),
+  /** Highest learning rate, in logarithms of a scale: 0.005 changes a range by about half a percent per step. */
+  learningRate: z.number().positive().default(0.005),
   warmup: z.int().min(0).default(10),
   /** Limit of the gradients' norm. Relative errors are small, and so are their gradients. */
   clipNorm: z.number().positive().default(0.01),
   /** Decay of the scales' moving average; 0 takes the scales as they are. */
-  averageDecay: z.number().min(0).lt(1).default(0.9),
+  averageDecay: z.number().min(0).lt(1).default(0.95),
   /** Weight of the squared distance from full precision's predictions. */
   reconstruction: z.number().min(0).default(1),
   /** Weight of the same distance after classifier-free guidance. */
