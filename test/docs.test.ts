@@ -10,6 +10,7 @@ import { loadConfig } from "../packages/quad/src/build/config.ts";
 import { distillSchema } from "../packages/quad/src/distill/options.ts";
 import { policySchema } from "../packages/quad/src/profile/policy.ts";
 import { readProfile } from "../packages/quad/src/profile/profile.ts";
+import { tuneSchema } from "../packages/quad/src/tune/options.ts";
 import { adapterRecordSchema, manifestSchema } from "../packages/runtime/src/manifest.ts";
 import { findLinks, findSnippets, headingFragments, type Snippet } from "./helpers/markdown.ts";
 import { temporaryFolder } from "./helpers/models.ts";
@@ -152,6 +153,7 @@ function defaultsInTable(mark: string): Record<string, unknown> {
 
 test.each([
   ["policy", policySchema],
+  ["tune", tuneSchema],
   ["distill", distillSchema],
 ] as const)("docs/formats.md has every key of %s with its default", (mark, schema) => {
   const shown = defaultsInTable(mark);

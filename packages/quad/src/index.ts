@@ -36,3 +36,4 @@ export { type Profile, pointEncoding, readProfile, writeProfile } from "./profil
 export * from "./quantization/index.ts";
 export { type ReportOptions, writeReport } from "./report/report.ts";
 export * from "./train/index.ts";
+export * from "./tune/index.ts";

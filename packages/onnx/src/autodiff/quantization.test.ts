@@ -108,6 +108,27 @@ test("the gradient by the scale is that of learned step size quantization", asyn
   expect(relativeError(dScale, [expected])).toBeLessThan(1e-4);
 });
 
+test("in float operators, too, with bounds that follow the scale's logarithm", async () => {
+  const { model: built, graph } = model();
+  const content = [-3, -0.31, 0.27, 0.449, 9];
+  const [step, zero] = [0.1, 20];
+  const x = graph.addInput("x", "float32", [5]);
+  const logFactor = graph.addInput("p", "float32", []);
+  const number = (name: string, value: number) => graph.addInitializer(name, Tensor.scalar(value));
+  const scale = graph.apply("Mul", [number("start", step), graph.apply("Exp", [logFactor])]);
+  const bounds = [-zero, 255 - zero].map((code, index) => graph.apply("Mul", [scale, number(`end${index}`, code)]));
+  const rounded = graph.apply("Round", [graph.apply("Div", [graph.apply("Clip", [x, ...bounds]), scale])]);
+  const y = graph.apply("Mul", [rounded, scale]);
+  const feeds = { x: Tensor.float32([5], content), p: Tensor.scalar(0.2) };
+  const [gradient] = await gradients(built, y, [logFactor], feeds, true);
+  const s = step * Math.exp(0.2);
+  // Equation 3 again, times ds / dp = s. With 20 codes below zero, -3 is clipped; 9 is not.
+  const slope = content.map((value) => (value < -zero * s ? -zero : Math.round(value / s) - value / s));
+  const expected = slope.reduce((sum, value, index) => sum + s * value * (index + 1), 0);
+  expect(slope[0]).toBe(-zero);
+  expect(relativeError(gradient, [expected])).toBeLessThan(1e-4);
+});
+
 test("a constant quantized weight takes no part, and what it multiplies gets its gradient", async () => {
   const { model: built, graph } = model();
   const x = graph.addInput("x", "float32", [1, 2]);

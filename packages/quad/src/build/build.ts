@@ -12,6 +12,7 @@ import { openModelFolder } from "../model/model-folder.ts";
 import { openFolder } from "../open.ts";
 import { buildProfile } from "../profile/build-profile.ts";
 import { type Profile, readProfile } from "../profile/profile.ts";
+import { tuneProfile } from "../tune/tune-profile.ts";
 import type { BuildConfig } from "./config.ts";
 import { adaptersToDistill, distillStages } from "./distill-stages.ts";
 import { removeStale, runStage, type StageResult } from "./stage.ts";
@@ -131,9 +132,8 @@ export async function calibrateConfigured(
 }
 
 /**
- * Stage after stage from a configuration to a bundle: expose -> record -> observe -> profile -> distill ->
- * compile. Results of
- * unchanged stages are used again; an interrupted build continues where it stopped.
+ * Stage after stage from a configuration to a bundle: expose -> record -> observe -> profile -> tune (where it is on) ->
+ * distill -> compile. Results of unchanged stages are used again; an interrupted build continues where it stopped.
  */
 export async function build(config: BuildConfig, options: BuildOptions = {}): Promise<BuildResult> {
   const work = config.work!;
@@ -159,7 +159,25 @@ export async function build(config: BuildConfig, options: BuildOptions = {}): Pr
       });
     },
   );
-  const profile = join(profiled.folder, "profile.json");
+  // When it is off, later stages have the keys that they had before there was this one.
+  const tuned =
+    config.tune.steps === 0
+      ? null
+      : await stage("tune", "tune", { profiled: profiled.key, settings: config.tune }, async (folder) => {
+          await tuneProfile({
+            exposed: exposedFolder,
+            profile: join(profiled.folder, "profile.json"),
+            trajectories,
+            out: join(folder, "profile.json"),
+            settings: config.tune,
+            checkpoints: join(work, "checkpoints"),
+            ...(options.signal ? { signal: options.signal } : {}),
+            onProgress: ({ step, steps, loss }) =>
+              options.onProgress?.("training ranges", step, steps, `${(-10 * Math.log10(loss)).toFixed(1)} dB`),
+          });
+        });
+  const chosen = tuned ?? profiled;
+  const profile = join(chosen.folder, "profile.json");
 
   const names = adaptersToDistill(config, await readProfile(profile));
   const distilled =
@@ -168,7 +186,7 @@ export async function build(config: BuildConfig, options: BuildOptions = {}): Pr
       : await distillStages(
           { distill: config.distill, work },
           {
-            ...{ exposed: exposedFolder, profile, names, key: profiled.key, stage },
+            ...{ exposed: exposedFolder, profile, names, key: chosen.key, stage },
             cases: (task) => loadCases(exposedFolder, config.tasks[task]),
             ...common,
           },
@@ -177,7 +195,7 @@ export async function build(config: BuildConfig, options: BuildOptions = {}): Pr
   await stage(
     "compile",
     "compile",
-    { profiled: profiled.key, ...(distilled ? { distilled: distilled.key } : {}), out: config.out },
+    { profiled: chosen.key, ...(distilled ? { distilled: distilled.key } : {}), out: config.out },
     async (folder) => {
       const { lost, adapters } = await compileBundle({
         exposed: exposedFolder,

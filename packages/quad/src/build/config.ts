@@ -7,6 +7,7 @@ import { z } from "zod";
 import { distillSchema } from "../distill/options.ts";
 import { parseJsonFile } from "../model/model-folder.ts";
 import { policySchema } from "../profile/policy.ts";
+import { tuneSchema } from "../tune/options.ts";
 
 const caseSchema = z.strictObject({
   /** Default: the task's. */
@@ -45,6 +46,8 @@ export const configSchema = z.strictObject({
   tasks: z.record(z.string(), taskSchema),
   target: z.enum(["cpu", "npu"]).default("cpu"),
   policy: policySchema.prefault({}),
+  /** How the profile's 8-bit ranges are trained; off by default. */
+  tune: tuneSchema.prefault({}),
   /** How adapters are tuned to the profile. */
   distill: distillSchema.prefault({}),
   observe: z

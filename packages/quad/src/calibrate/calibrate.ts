@@ -108,8 +108,9 @@ export function shapeOf(trajectories: readonly Trajectory[]): DenoiserShape {
 export function alignBatches(trajectories: Trajectory[]): Trajectory[] {
   const batchOf = (call: ModelCall) => call.output.dims[0];
   const batch = Math.max(...trajectories.flatMap(({ calls }) => calls.map(batchOf)));
-  return trajectories.map(({ task, calls }) => ({
+  return trajectories.map(({ task, calls, results }) => ({
     task,
+    ...(results ? { results } : {}),
     calls: calls.map((call) => {
       const rows = batchOf(call);
       if (rows === batch) return call;

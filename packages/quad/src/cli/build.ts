@@ -10,7 +10,7 @@ export function buildCommand(terminal: () => Terminal): Command {
   return new Command("build")
     .summary("make a bundle: one quantized graph that runs every adapter")
     .description(
-      "Runs the stages expose, record, observe, profile, distill and compile over a configuration (quad.config.json or .ts). Stages whose\ninputs have not changed are skipped; an interrupted build continues where it stopped.",
+      "Runs the stages expose, record, observe, profile, tune (where it is on), distill and compile over a configuration\n(quad.config.json or .ts). Stages whose inputs have not changed are skipped; an interrupted build continues where it stopped.",
     )
     .argument("<config>", "quad.config.json or quad.config.ts")
     .addHelpText("after", "\nExample:\n  quad build models/pocket/quad.config.json\n  quad show bundle")
@@ -31,6 +31,7 @@ export function buildCommand(terminal: () => Terminal): Command {
         strategy: profile.strategy,
         scores: profile.scores,
         shared: profile.shared,
+        ...(profile.tuned ? { tuned: profile.tuned } : {}),
         narrowLayers: profile.narrowLayers.length,
         base,
         adapters: Object.fromEntries(adapters.map(({ name, rank, fit }) => [name, { rank, fit }])),
@@ -67,4 +68,24 @@ export function printProfile(out: Terminal, profile: Profile): void {
       `Without distillation the ${other} profile would serve the worst task ${gain.toFixed(1)} dB better: policy.strategy "${other}".`,
     );
   }
+  printTuned(out, profile);
+}
+
+/** What training the 8-bit ranges gained, where it was done. */
+export function printTuned(out: Terminal, { tuned }: Profile): void {
+  if (!tuned) return;
+  const { steps, bestStep, tasks } = tuned;
+  out.print(
+    `\n8-bit ranges trained for ${steps} steps; ${bestStep > 0 ? `best at step ${bestStep}` : "none did better than calibration's"}:`,
+  );
+  out.print(
+    formatTable([
+      ["task", "before dB", "after dB"],
+      ...Object.entries(tasks).map(([task, { sqnrBefore, sqnrAfter }]) => [
+        task,
+        sqnrBefore.toFixed(1),
+        sqnrAfter.toFixed(1),
+      ]),
+    ]),
+  );
 }

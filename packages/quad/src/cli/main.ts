@@ -16,6 +16,7 @@ import { showCommand } from "./show.ts";
 import { calibrateCommand, profileCommand } from "./stages.ts";
 import { createTerminal } from "./terminal.ts";
 import { trainCommand } from "./train.ts";
+import { tuneCommand } from "./tune.ts";
 
 /** 0 done, 1 a fault of ours, 2 bad input or usage, 130 interrupted. */
 export type ExitCode = 0 | 1 | 2 | 130;
@@ -41,6 +42,7 @@ async function runCli(args: string[], json: boolean): Promise<ExitCode> {
     buildCommand,
     calibrateCommand,
     profileCommand,
+    tuneCommand,
     ablateCommand,
     distillCommand,
     compileCommand,

@@ -42,6 +42,21 @@ export function calibrateCommand(terminal: () => Terminal): Command {
     });
 }
 
+/**
+ * Paths of the trajectories in a folder written by `quad calibrate`, by task name.
+ * @throws InputError where there are none
+ */
+export async function trajectoryFiles(folder: string): Promise<string[]> {
+  const names = await readdir(folder).catch(() => []);
+  const trajectories = names.filter((name) => name.endsWith(".trajectory.safetensors")).sort();
+  if (trajectories.length > 0) return trajectories.map((name) => join(folder, name));
+  throw new InputError({
+    what: "there are no trajectories",
+    file: folder,
+    expected: "a folder written by quad calibrate",
+  });
+}
+
 interface ProfileCommandOptions {
   calibration: string;
   config: string;
@@ -63,19 +78,9 @@ export function profileCommand(terminal: () => Terminal): Command {
     .action(async (exposed: string, options: ProfileCommandOptions) => {
       const out = terminal();
       const config = await loadConfig(options.config);
-      const suffix = ".trajectory.safetensors";
-      const names = await readdir(options.calibration).catch(() => []);
-      const trajectories = names.filter((name) => name.endsWith(suffix)).sort();
-      if (trajectories.length === 0) {
-        throw new InputError({
-          what: "there are no trajectories",
-          file: options.calibration,
-          expected: "a folder written by quad calibrate",
-        });
-      }
       const profile = await buildProfile({
         exposed,
-        trajectories: trajectories.map((name) => join(options.calibration, name)),
+        trajectories: await trajectoryFiles(options.calibration),
         observations: join(options.calibration, "observations.safetensors"),
         out: options.out,
         policy: config.policy,

@@ -18,14 +18,17 @@ export class CodeNodes {
     this.#graph = graph;
   }
 
-  /** float32 -> codes, of the same shape. */
-  quantize(value: Value, encoding: Encoding, name: string): Value {
-    return this.#node("QuantizeLinear", value, encoding, codeType(encoding), `${name}/QuantizeLinear`);
+  /**
+   * float32 -> codes, of the same shape.
+   * @param scale - in place of the encoding's, where a graph computes it
+   */
+  quantize(value: Value, encoding: Encoding, name: string, scale = this.scale(encoding)): Value {
+    return this.#node("QuantizeLinear", value, encoding, scale, codeType(encoding), `${name}/QuantizeLinear`);
   }
 
-  /** Codes -> float32, of the same shape. */
-  dequantize(codes: Value, encoding: Encoding, name: string): Value {
-    return this.#node("DequantizeLinear", codes, encoding, "float32", `${name}/DequantizeLinear`);
+  /** Codes -> float32, of the same shape; `scale` as in {@link quantize}. */
+  dequantize(codes: Value, encoding: Encoding, name: string, scale = this.scale(encoding)): Value {
+    return this.#node("DequantizeLinear", codes, encoding, scale, "float32", `${name}/DequantizeLinear`);
   }
 
   /** A constant with the scales of an encoding: a scalar, or one per index of its axis. */
@@ -46,9 +49,9 @@ export class CodeNodes {
     );
   }
 
-  #node(opType: string, input: Value, encoding: Encoding, type: DataType, name: string): Value {
+  #node(opType: string, input: Value, encoding: Encoding, scale: Value, type: DataType, name: string): Value {
     const { bits, axis } = encoding;
-    const output = this.#graph.apply(opType, [input, this.scale(encoding), this.zeroPoint(encoding)], {
+    const output = this.#graph.apply(opType, [input, scale, this.zeroPoint(encoding)], {
       name,
       ...(bits === 8 ? {} : { domain: "com.microsoft" }),
       ...(axis === undefined ? {} : { attributes: { axis } }),

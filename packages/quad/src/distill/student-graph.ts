@@ -138,11 +138,13 @@ export async function buildStudent(
 /**
  * Gives the simulated graph the profile's encodings for good. Pairs of QuantizeLinear and DequantizeLinear compute the same as
  * the simulation's operators, in half the time.
+ * @param scales - values, zero-dimensional, in place of the profile's scales at the points that it names
  * @throws InputError if the profile lacks a point
  */
 export async function placeEncodings(
   { model, points }: Pick<Simulation, "model" | "points">,
   profile: Profile,
+  scales: ReadonlyMap<string, Value> = new Map(),
 ): Promise<void> {
   const { graph } = model;
   model.opsets.set("com.microsoft", 1);
@@ -160,7 +162,8 @@ export async function placeEncodings(
     const encoding = pointEncoding(point);
     const value = nodes.get(`quad/${name}/Clip`)!.input(0);
     const rounded = nodes.get(`quad/${name}/Mul`)!.output();
-    const replacement = codes.dequantize(codes.quantize(value, encoding, name), encoding, name);
+    const scale = scales.get(name);
+    const replacement = codes.dequantize(codes.quantize(value, encoding, name, scale), encoding, name, scale);
     graph.replace(rounded, replacement);
   }
   await runPasses(model, [deadCodeElimination]);
@@ -170,12 +173,19 @@ export async function placeEncodings(
 
 /**
  * `reconstruction * sum of w |student - teacher|^2 + guided * (the same of the guided predictions) + denoising *
- * sum of w |student - target|^2`, each sum over elements divided by their number.
+ * sum of w |student - target|^2`, each sum over elements divided by their number. Its other terms are graph inputs, see
+ * {@link distillNames}. `distance` is the guided term alone, or the first one where a call has a single row.
  */
-function buildLoss(
+export function buildLoss(
   build: Builder,
   student: Value,
-  { calls, rowsPerCall, reconstruction, guided, denoising }: StudentOptions,
+  {
+    calls,
+    rowsPerCall,
+    reconstruction,
+    guided,
+    denoising,
+  }: Pick<StudentOptions, "calls" | "rowsPerCall" | "reconstruction" | "guided" | "denoising">,
 ): { loss: Value; distance: Value } {
   const { graph } = build;
   const dims = build.dims(student);

@@ -10,12 +10,14 @@ import { type AdapterFactors, factorsOf } from "./adapter-encodings.ts";
 /**
  * The factors of the named adapters in an exposed folder, padded to one rank: the largest among them, or the slots' fixed
  * one. Names without a file (the base) are left out.
+ * @param leastRank - rank to pad to where all are smaller
  */
 export async function loadFactors(
   exposed: string,
   slots: SlotsFile["components"][string],
   names: readonly string[],
   folder = join(exposed, "adapters"),
+  leastRank = 1,
 ): Promise<{ factors: Map<string, AdapterFactors>; rank: number }> {
   const read: { name: string; rank: number; tensors: Map<string, Float32Array> }[] = [];
   for (const name of names) {
@@ -30,7 +32,7 @@ export async function loadFactors(
       await file.close();
     }
   }
-  const rank = Math.max(1, ...read.map((adapter) => adapter.rank));
+  const rank = Math.max(leastRank, ...read.map((adapter) => adapter.rank));
   const factors = new Map(
     read.map((adapter) => [adapter.name, factorsOf(adapter.tensors, slots.slots, adapter.rank, rank)]),
   );

@@ -46,6 +46,16 @@ const profileSchema = z.strictObject({
   points: z.record(z.string(), z.strictObject({ bits: bitsSchema, scale: z.number().positive(), zeroPoint: z.int() })),
   /** Scales of the adapter factors by slot. */
   slots: z.record(z.string(), z.strictObject({ a: z.number().positive(), b: z.number().positive() })),
+  /** What training the scales of the 8-bit points gained, where it was done; the scores are of the profile before it. */
+  tuned: z
+    .strictObject({
+      steps: z.int().positive(),
+      /** Step whose scales were best; 0: those that calibration chose. */
+      bestStep: z.int().min(0),
+      /** Signal to noise of the predictions on the pictures kept out of training, dB, by task. */
+      tasks: z.record(z.string(), z.strictObject({ sqnrBefore: z.number(), sqnrAfter: z.number() })),
+    })
+    .optional(),
 });
 
 /** The shared quantization profile: the encodings that every adapter of a bundle uses, and why these. */
