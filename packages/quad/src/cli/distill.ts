@@ -66,8 +66,8 @@ export function distillCommand(terminal: () => Terminal): Command {
           refuse(folder, "--out", out, "a bundle's adapters are replaced in place");
           refuse(folder, "--profile", profile, "a bundle has a profile of its own");
         } else {
-          require(folder, "--profile", profile);
-          require(folder, "--out", out);
+          demand(folder, "--profile", profile);
+          demand(folder, "--out", out);
           refuse(folder, "--against", against, "an exposed folder is the full-precision model itself");
         }
         const config = await loadConfig(configFile);
@@ -122,7 +122,7 @@ function refuse(file: string, option: string, value: string | undefined, what: s
   if (value !== undefined) throw new InputError({ what, file, got: `${option} ${value}`, fix: `Leave ${option} out.` });
 }
 
-function require(file: string, option: string, value: string | undefined): void {
+function demand(file: string, option: string, value: string | undefined): void {
   if (value !== undefined) return;
   throw new InputError({
     what: `an exposed folder needs ${option}`,

@@ -11,7 +11,7 @@ export interface FeatureBlock {
   dims: readonly number[];
 }
 
-/** What layer-normed and pooled vectors have fewer of: a block gives `[rows, channels, height, width]` or `[rows, tokens, width]`. */
+/** Features are `[rows, channels, height, width]` or `[rows, tokens, width]`; time embeddings and other vectors are none. */
 const leastAxes = 3;
 
 /**
