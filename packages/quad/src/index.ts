@@ -2,6 +2,13 @@ export * from "./ablation/index.ts";
 export * from "./adapters/index.ts";
 export { type BuildOptions, type BuildResult, build } from "./build/build.ts";
 export { type BuildConfig, type BuildConfigInput, defineConfig, loadConfig } from "./build/config.ts";
+export {
+  type DistillBundleOptions,
+  type DistillBundleResult,
+  type DistillConfiguredOptions,
+  distillBundle,
+  distillConfigured,
+} from "./build/distill-configured.ts";
 export type { StageResult } from "./build/stage.ts";
 export { type AddOptions, addToBundle } from "./bundle/add.ts";
 export { type BundleSummary, bundleEncodings, showBundle } from "./bundle/show.ts";

@@ -72,14 +72,13 @@ export interface Calibration {
   hashes: HashCache;
 }
 
-/** The stages expose -> record -> observe of a configuration: all that profiles are made from. */
-export async function calibrateConfigured(
+/** The stage expose of a configuration, or its result where that is there. */
+export async function exposeConfigured(
   config: BuildConfig,
   options: BuildOptions = {},
-  { stage }: ReturnType<typeof stageRunner> = stageRunner(config.work!, options),
-): Promise<Calibration> {
+  { stage }: Pick<ReturnType<typeof stageRunner>, "stage"> = stageRunner(config.work!, options),
+): Promise<{ exposed: string; key: string; hashes: HashCache }> {
   const hashes = await HashCache.open(join(config.work!, "hashes.json"));
-  const common = commonOf(options);
   const sources = {
     model: await hashModel(config.model, hashes),
     adapters: await Promise.all(
@@ -87,15 +86,26 @@ export async function calibrateConfigured(
     ),
   };
   await hashes.save();
-  const exposed = await stage("expose", "expose", sources, async (folder) => {
+  const { folder, key } = await stage("expose", "expose", sources, async (temporary) => {
     await expose(config.model, {
-      out: join(folder, "exposed"),
+      out: join(temporary, "exposed"),
       adapters: config.adapters,
       ...(options.signal ? { signal: options.signal } : {}),
       onProgress: ({ stage: label, done, total }) => options.onProgress?.(label, done, total),
     });
   });
-  const exposedFolder = join(exposed.folder, "exposed");
+  return { exposed: join(folder, "exposed"), key, hashes };
+}
+
+/** The stages expose -> record -> observe of a configuration: all that profiles are made from. */
+export async function calibrateConfigured(
+  config: BuildConfig,
+  options: BuildOptions = {},
+  runner: ReturnType<typeof stageRunner> = stageRunner(config.work!, options),
+): Promise<Calibration> {
+  const { stage } = runner;
+  const common = commonOf(options);
+  const { exposed: exposedFolder, key, hashes } = await exposeConfigured(config, options, runner);
 
   const trajectories: string[] = [];
   const recordKeys: string[] = [];
@@ -105,7 +115,7 @@ export async function calibrateConfigured(
     const recorded = await stage(
       `record ${task}`,
       `record-${task}`,
-      { exposed: exposed.key, settings: withoutPaths(settings), pictures },
+      { exposed: key, settings: withoutPaths(settings), pictures },
       async (folder) => {
         await recordConfigured(exposedFolder, task, settings, join(folder, "trajectory.safetensors"), common);
       },

@@ -59,9 +59,10 @@ export async function distillStages(
   });
 }
 
-/** `flat 38.2 dB, sketch 35.0 dB` */
-export function describe({ decibels }: DistillProgress): string {
+/** `flat 38.2 dB, sketch 35.0 dB (features 24.1)` */
+export function describe({ decibels, featureDecibels }: DistillProgress): string {
+  const features = (name: string) => (name in featureDecibels ? ` (features ${featureDecibels[name].toFixed(1)})` : "");
   return Object.entries(decibels)
-    .map(([name, value]) => `${name} ${value.toFixed(1)} dB`)
+    .map(([name, value]) => `${name} ${value.toFixed(1)} dB${features(name)}`)
     .join(", ");
 }

@@ -1,6 +1,6 @@
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
-import { openSafetensors } from "../files/safetensors.ts";
+import { readAdapterFile } from "../profile/adapter-file.ts";
 import type { AdapterTensors } from "./encode-adapter.ts";
 
 /** Full-precision factors that a bundle's adapter is made from. */
@@ -22,16 +22,9 @@ export async function loadAdapters(
   const adapters = new Map<string, AdapterSource>();
   for (const name of [...new Set([...(await list(own)), ...trained])].sort()) {
     const isTrained = trained.has(name);
-    const file = await openSafetensors(join(isTrained ? distilled! : own, name));
-    try {
-      const tensors = new Map<string, Float32Array>();
-      for (const key of file.entries.keys()) tensors.set(key, await file.readFloat32(key));
-      const source = file.metadata["quad.source"] ?? name;
-      const rank = Number(file.metadata["quad.rank"]);
-      adapters.set(name.slice(0, -suffix.length), { tensors, rank, source, align: !isTrained });
-    } finally {
-      await file.close();
-    }
+    const { tensors, rank, metadata } = await readAdapterFile(join(isTrained ? distilled! : own, name));
+    const source = metadata["quad.source"] ?? name;
+    adapters.set(name.slice(0, -suffix.length), { tensors, rank, source, align: !isTrained });
   }
   return adapters;
 }

@@ -2,24 +2,20 @@ import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { basename, join, resolve } from "node:path";
 import { InputError } from "@quad/onnx";
-import { type AdapterRecord, type BundleQuality, type SlotsFile, type Task, tasksFileSchema } from "@quad/runtime";
+import { type AdapterRecord, type SlotsFile, type Task, tasksFileSchema } from "@quad/runtime";
 import { importAdapter } from "../adapters/import.ts";
 import type { ImportedAdapter } from "../adapters/types.ts";
-import { recordTrajectory, type TaskCase } from "../calibrate/trajectory.ts";
+import { recordTrajectory, type TaskCase, type Trajectory } from "../calibrate/trajectory.ts";
 import { distillNew } from "../distill/distill-new.ts";
 import type { DistillSettings } from "../distill/options.ts";
 import { type BoundAdapter, bindAdapter } from "../expose/bind-adapter.ts";
-import { readSlots } from "../expose/slots.ts";
-import { writeFileAtomically } from "../files/atomic.ts";
 import { parseJsonFile } from "../model/model-folder.ts";
 import { openFolder } from "../open.ts";
-import { readProfile } from "../profile/profile.ts";
-import { bundleFiles, readManifest } from "./bundle-folder.ts";
+import { measureEncoded, openFrozen, writeEncoded } from "./bundle-adapters.ts";
+import { bundleFiles } from "./bundle-folder.ts";
 import { encodeForBundle } from "./encode-adapter.ts";
-import { measureQuality } from "./quality.ts";
 import { openReference } from "./reference-pipeline.ts";
 import { slotModules } from "./slot-modules.ts";
-import { verifyFile } from "./verify.ts";
 
 /** What {@link addToBundle} encodes, into which bundle, and what it measures the fit on. */
 export interface AddOptions {
@@ -51,12 +47,9 @@ const defaultCases = 4;
  */
 export async function addToBundle(options: AddOptions): Promise<AdapterRecord> {
   const { name, signal } = options;
-  const bundle = resolve(options.bundle);
-  const manifest = await readManifest(bundle);
+  const frozen = await openFrozen(options.bundle);
+  const { bundle, profile, slots } = frozen;
   refuseTakenName(options);
-  for (const file of [bundleFiles.profile, bundleFiles.slots]) await verifyFile(bundle, file, manifest.files[file]);
-  const profile = await readProfile(join(bundle, bundleFiles.profile));
-  const slots = await readSlots(bundle);
   const imported = await importAdapter(options.adapter, slotModules(slots), { name });
   refuseLargeRank(imported, slots);
   const withoutSlot = lostKeys(imported);
@@ -70,39 +63,19 @@ export async function addToBundle(options: AddOptions): Promise<AdapterRecord> {
         rank: bound.rank,
         tensors: new Map(bound.tensors.map((tensor) => [tensor.name, tensor.data as Float32Array])),
       };
-  const { files, record } = await encodeForBundle(
-    name,
-    {
-      rank,
-      tensors,
-      source: basename(options.adapter),
-    },
-    { slots, profile, identity: { graph: manifest.graph, profile: manifest.profile } },
-    {
-      align: profile.policy.align && !options.distill,
-      task,
-      withoutSlot,
-      ...(signal ? { signal } : {}),
-      onProgress: (done, total) => options.onProgress?.("encoding", done, total),
-    },
-  );
+  const encoded = await encodeForBundle(name, { rank, tensors, source: basename(options.adapter) }, frozen, {
+    align: profile.policy.align && !options.distill,
+    task,
+    withoutSlot,
+    ...(signal ? { signal } : {}),
+    onProgress: (done, total) => options.onProgress?.("encoding", done, total),
+  });
   if (options.against !== undefined) {
-    const encoded = files.get(`${name}.safetensors`)!;
-    record.fit.measured = await measure(
-      options,
-      options.against,
-      encoded,
-      task,
-      manifest.component,
-      profile.shape.batch,
-    );
+    const trajectory = await drawReference(options, options.against, task);
+    encoded.record.fit.measured = await measureEncoded(frozen, name, encoded, trajectory, signal ? { signal } : {});
   }
   signal?.throwIfAborted();
-  const folder = join(bundle, bundleFiles.adapters);
-  for (const [file, bytes] of files) await writeFileAtomically(join(folder, file), bytes);
-  // The record comes last: without it the adapter is not there.
-  await writeFileAtomically(join(folder, `${name}.json`), `${JSON.stringify(record, null, 1)}\n`);
-  return record;
+  return writeEncoded(frozen, encoded);
 }
 
 /** The factors tuned to the bundle's profile. */
@@ -114,10 +87,7 @@ async function distilled(options: AddOptions, settings: DistillSettings, bound: 
       fix: "Give the exposed folder that the bundle was compiled from with --against.",
     });
   }
-  const pipeline = await openFolder(bundle);
-  const size = pipeline.defaultSize;
-  await pipeline.dispose();
-  const defaults = { ...defaultsOf(task), ...size };
+  const defaults = { ...defaultsOf(task), ...(await defaultSize(bundle)) };
   return distillNew({
     ...{ exposed: against, profile: join(resolve(bundle), bundleFiles.profile), name, bound, settings },
     openTeacher: () => openReference(against, name, adapter),
@@ -190,31 +160,34 @@ async function taskOf({ name, task = {} }: AddOptions, bundle: string): Promise<
   };
 }
 
-/** Draws the cases in full precision, then asks the bundle the same. */
-async function measure(
+/** Draws the cases in full precision. */
+async function drawReference(
   { bundle, adapter, name, cases, signal, onProgress }: AddOptions,
   against: string,
-  encoded: Uint8Array,
   task: Task,
-  component: string,
-  batch: number,
-): Promise<BundleQuality> {
-  const common = signal ? { signal } : {};
-  // A fixed number of threads: sums of floats, and so the figures, depend on it.
-  const pipeline = await openFolder(bundle, { threads: 2 });
+): Promise<Trajectory> {
+  const defaults: TaskCase = { ...defaultsOf(task), ...(await defaultSize(bundle)) };
+  const chosen = cases ?? Array.from({ length: defaultCases }, (_, seed) => ({ seed }));
+  const reference = await openReference(against, name, adapter);
   try {
-    const defaults: TaskCase = { ...defaultsOf(task), ...pipeline.defaultSize };
-    const chosen = cases ?? Array.from({ length: defaultCases }, (_, seed) => ({ seed }));
-    const reference = await openReference(against, name, adapter);
-    const trajectory = await recordTrajectory(
+    return await recordTrajectory(
       reference,
       name,
       chosen.map((own) => ({ ...defaults, ...own })),
-      { ...common, onProgress: (done, total) => onProgress?.("drawing in full precision", done, total) },
-    ).finally(() => reference.dispose());
-    pipeline.addAdapter(name, encoded);
-    await pipeline.use(name);
-    return await measureQuality(pipeline, component, trajectory, { batch, calls: 32, ...common });
+      {
+        ...(signal ? { signal } : {}),
+        onProgress: (done, total) => onProgress?.("drawing in full precision", done, total),
+      },
+    );
+  } finally {
+    await reference.dispose();
+  }
+}
+
+async function defaultSize(bundle: string): Promise<{ width: number; height: number }> {
+  const pipeline = await openFolder(bundle);
+  try {
+    return pipeline.defaultSize;
   } finally {
     await pipeline.dispose();
   }

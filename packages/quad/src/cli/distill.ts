@@ -1,23 +1,21 @@
-import { rm } from "node:fs/promises";
+import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { InputError } from "@quad/onnx";
 import { Command, Option } from "commander";
-import { loadCases } from "../build/build.ts";
-import { type BuildConfig, loadConfig } from "../build/config.ts";
-import { adaptersToDistill, describe } from "../build/distill-stages.ts";
-import { runStage } from "../build/stage.ts";
-import { distillAdapters, distillSchema, recordDataset, recordTeacher } from "../distill/index.ts";
-import { HashCache } from "../files/hash-tree.ts";
-import { graphIdentity } from "../profile/exposed-adapters.ts";
-import { readProfile } from "../profile/profile.ts";
+import { loadConfig } from "../build/config.ts";
+import { distillBundle, distillConfigured } from "../build/distill-configured.ts";
+import { bundleFiles } from "../bundle/bundle-folder.ts";
+import { type DistillAdapterResult, distillSchema } from "../distill/index.ts";
 import { parseCount, parseNumber, parseSeed } from "./arguments.ts";
 import { interruptSignal } from "./interrupt.ts";
+import { printAdapters } from "./show.ts";
 import { formatDuration, formatTable, type Terminal } from "./terminal.ts";
 
 interface Options {
-  profile: string;
+  profile?: string;
   config: string;
-  out: string;
+  out?: string;
+  against?: string;
   adapter?: string[];
   dataset?: string;
   steps?: number;
@@ -33,12 +31,17 @@ export function distillCommand(terminal: () => Terminal): Command {
     .description(
       "Trains each adapter's factors so that the quantized denoiser on the frozen profile predicts what full precision does.\n" +
         "Needs no data: the full-precision model draws the configuration's calibration prompts and pictures with further seeds.\n" +
-        "Ctrl-C leaves a checkpoint; the same command goes on from it.",
+        "In a bundle the adapters' codes are replaced, and no other file changes; from an exposed folder the factors go to --out.\n" +
+        "Ctrl-C leaves a checkpoint, and a bundle as it was; the same command goes on from it.",
     )
-    .argument("<exposed>", "folder written by quad expose")
-    .requiredOption("--profile <file>", "profile written by quad profile")
+    .argument("<folder>", "bundle, or folder written by quad expose")
     .requiredOption("-c, --config <file>", "quad.config.json or .ts: its tasks and its distill settings are used")
-    .requiredOption("-o, --out <folder>", "folder for the distilled adapters")
+    .option("--profile <file>", "for an exposed folder: profile written by quad profile")
+    .option("-o, --out <folder>", "for an exposed folder: where the distilled adapters go")
+    .option(
+      "--against <exposed>",
+      "for a bundle: the exposed folder it was compiled from; default: of the configuration's build",
+    )
     .option("-a, --adapter <names...>", "default: those that did not define the profile")
     .option("--dataset <folder>", "pictures and captions, as quad train takes them, in place of the teacher's own")
     .addOption(new Option("-n, --steps <count>", "training steps").argParser(parseCount))
@@ -48,90 +51,82 @@ export function distillCommand(terminal: () => Terminal): Command {
     .addOption(new Option("-s, --seed <number>", "for pictures and order").argParser(parseSeed))
     .addHelpText(
       "after",
-      "\nExample:\n  quad distill exposed --profile profile.json --config quad.config.json --adapter sketch --out distilled\n  quad compile exposed --profile profile.json --adapters distilled --out bundle",
+      "\nExamples:\n  quad distill bundle --config quad.config.json --adapter sketch --steps 400\n" +
+        "  quad distill exposed --profile profile.json --config quad.config.json --adapter sketch --out distilled\n" +
+        "  quad compile exposed --profile profile.json --adapters distilled --out bundle",
     )
     .action(
       async (
-        exposed: string,
-        { profile: profileFile, config: configFile, out, adapter, dataset, ...given }: Options,
+        folder: string,
+        { profile, config: configFile, out, against, adapter: names, dataset, ...given }: Options,
       ) => {
         const term = terminal();
-        const signal = interruptSignal();
+        const isBundle = existsSync(join(folder, bundleFiles.manifest));
+        if (isBundle) {
+          refuse(folder, "--out", out, "a bundle's adapters are replaced in place");
+          refuse(folder, "--profile", profile, "a bundle has a profile of its own");
+        } else {
+          demand(folder, "--profile", profile);
+          demand(folder, "--out", out);
+          refuse(folder, "--against", against, "an exposed folder is the full-precision model itself");
+        }
         const config = await loadConfig(configFile);
-        const settings = distillSchema.parse({ ...config.distill, ...given });
-        const profile = await readProfile(profileFile);
-        const names = adapter ?? adaptersToDistill({ ...config, distill: settings }, profile);
-        for (const name of names) checkName(name, config, configFile);
-        if (dataset !== undefined && names.length !== 1) {
-          throw new InputError({
-            what: "a folder of pictures is for one adapter",
-            got: names.join(", ") || "none",
-            fix: "Name it with --adapter.",
-          });
-        }
         const started = performance.now();
-        const work = join(out, ".work");
-        const common = {
-          signal,
-          onProgress: (stage: string, done: number, total: number) => term.progress(stage, done, total),
+        const options = {
+          config: { ...config, distill: distillSchema.parse({ ...config.distill, ...given }) },
+          ...(names ? { names } : {}),
+          ...(dataset !== undefined ? { dataset } : {}),
+          signal: interruptSignal(),
+          onProgress: (stage: string, done: number, total: number, detail?: string) =>
+            term.progress(stage, done, total, detail),
         };
-        const hashes = await HashCache.open(join(work, "hashes.json"));
-        const graph = await graphIdentity(exposed, profile.component);
-        const jobs = [];
-        for (const name of names) {
-          const task = config.tasks[name];
-          const files = task.calibration
-            .flatMap(({ image, mask }) => [image, mask])
-            .filter((path) => path !== undefined);
-          const { pictures, seed } = settings;
-          const factors = await hashes.hash(join(exposed, "adapters", `${name}.safetensors`));
-          const drawn = await Promise.all(files.map((path) => hashes.hash(path)));
-          const data = dataset === undefined ? null : await hashes.hash(dataset);
-          const inputs = { graph, name, task, pictures, seed, factors, drawn, data };
-          const { folder } = await runStage(work, `teacher-${name}`, inputs, async (teacher) => {
-            const file = join(teacher, "trajectory.safetensors");
-            if (dataset !== undefined)
-              await recordDataset(config.model, exposed, name, dataset, file, settings, common);
-            else await recordTeacher(exposed, name, await loadCases(exposed, task), file, settings, common);
-          });
-          const trajectory = join(folder, "trajectory.safetensors");
-          jobs.push({
-            ...{ exposed, profile: profileFile, adapter: name, settings, trajectory, out },
-            checkpoints: join(work, "checkpoints"),
-          });
+        if (isBundle) {
+          const given = against !== undefined ? { against } : {};
+          const { distilled, records } = await distillBundle({ ...options, bundle: folder, ...given });
+          term.endProgress();
+          term.result({ bundle: folder, adapters: distilled.map(withoutCurve), records });
+          printGains(term, distilled);
+          printAdapters(term, records);
+        } else {
+          const results = await distillConfigured({ ...options, exposed: folder, profile: profile!, out: out! });
+          term.endProgress();
+          term.result({ out, adapters: results.map(withoutCurve) });
+          printGains(term, results);
         }
-        await hashes.save();
-        const results = await distillAdapters(jobs, {
-          signal,
-          onProgress: (progress) => term.progress("distilling", progress.done, progress.total, describe(progress)),
-        });
-        await rm(work, { recursive: true, force: true });
-        term.endProgress();
-        term.result({ out, adapters: results.map(({ curve: _, ...result }) => result) });
-        term.print(
-          formatTable([
-            ["adapter", "aligned dB", "distilled dB", "best step", "s/step"],
-            ...results.map((result) => [
-              result.adapter,
-              result.sqnrBefore.toFixed(1),
-              result.sqnrAfter.toFixed(1),
-              String(result.bestStep),
-              result.secondsPerStep.toFixed(2),
-            ]),
-          ]),
-        );
-        term.print("\ndB: signal to noise of the guided predictions on pictures kept out of training.");
-        term.print(`Wrote ${out} in ${formatDuration(performance.now() - started)}`);
+        term.print(`Wrote ${isBundle ? folder : out} in ${formatDuration(performance.now() - started)}`);
       },
     );
 }
 
-function checkName(name: string, config: BuildConfig, file: string): void {
-  if (name in config.tasks && name in config.adapters) return;
+function withoutCurve({ curve: _, ...result }: DistillAdapterResult) {
+  return result;
+}
+
+function printGains(term: Terminal, results: readonly DistillAdapterResult[]): void {
+  term.print(
+    formatTable([
+      ["adapter", "aligned dB", "distilled dB", "best step", "s/step"],
+      ...results.map((result) => [
+        result.adapter,
+        result.sqnrBefore.toFixed(1),
+        result.sqnrAfter.toFixed(1),
+        String(result.bestStep),
+        result.secondsPerStep.toFixed(2),
+      ]),
+    ]),
+  );
+  term.print("\ndB: signal to noise of the guided predictions on pictures kept out of training.");
+}
+
+function refuse(file: string, option: string, value: string | undefined, what: string): void {
+  if (value !== undefined) throw new InputError({ what, file, got: `${option} ${value}`, fix: `Leave ${option} out.` });
+}
+
+function demand(file: string, option: string, value: string | undefined): void {
+  if (value !== undefined) return;
   throw new InputError({
-    what: `there is no adapter "${name}"`,
+    what: `an exposed folder needs ${option}`,
     file,
-    where: "adapters",
-    expected: Object.keys(config.adapters).join(", "),
+    fix: `Give ${option}, or a bundle in place of the folder.`,
   });
 }

@@ -7,16 +7,19 @@ import { z } from "zod";
 import { denoiserSlots, shapeOf } from "../calibrate/calibrate.ts";
 import { readTrajectory } from "../calibrate/trajectory.ts";
 import { hashFile } from "../files/hash.ts";
-import { openSafetensors, writeSafetensors } from "../files/safetensors.ts";
+import { writeSafetensors } from "../files/safetensors.ts";
 import { componentFile, parseJsonFile } from "../model/model-folder.ts";
 import { encodeAdapter, factorsOf } from "../profile/adapter-encodings.ts";
-import { graphIdentity } from "../profile/exposed-adapters.ts";
+import { type AdapterFile, readAdapterFile } from "../profile/adapter-file.ts";
+import { refuseOtherGraph } from "../profile/exposed-adapters.ts";
 import { readProfile } from "../profile/profile.ts";
 import { prepareGraph } from "../simulate/prepare-graph.ts";
 import type { TrainingCurve } from "../train/checkpoint.ts";
 import { LossSession, TrainingSession } from "../train/training-graph.ts";
-import { type TrainingProgress, trainingLoop } from "../train/training-loop.ts";
+import { type BatchSource, type TrainingProgress, trainingLoop } from "../train/training-loop.ts";
 import { factorInputs, packFactors, unpackFactors } from "./factor-codes.ts";
+import { findFeatureBlocks } from "./feature-blocks.ts";
+import { FeatureTeacher } from "./feature-teacher.ts";
 import type { DistillSettings } from "./options.ts";
 import { buildStudent, distillNames } from "./student-graph.ts";
 import { rowsPerCall, teacherBatches } from "./teacher-batches.ts";
@@ -72,15 +75,9 @@ export async function distillAdapter(options: DistillAdapterOptions): Promise<Di
   const { threads } = settings;
   const profile = await readProfile(options.profile);
   const { component, slots, file: slotsFile } = await denoiserSlots(exposed);
-  if (profile.component !== component || profile.graph !== (await graphIdentity(exposed, component))) {
-    throw new InputError({
-      what: "the profile belongs to another graph",
-      file: options.profile,
-      fix: "Make the profile from this exposed folder.",
-    });
-  }
-  const source = join(options.adapters ?? join(exposed, "adapters"), `${adapter}.safetensors`);
-  const original = await readAdapter(source);
+  await refuseOtherGraph(profile, exposed, component, options.profile);
+  const adapterFile = join(options.adapters ?? join(exposed, "adapters"), `${adapter}.safetensors`);
+  const original = await readAdapterFile(adapterFile);
   const { adapterBits, align } = profile.policy;
   const scales = new Map(Object.entries(profile.slots));
   const rank = Math.max(profile.rank, original.rank);
@@ -88,7 +85,7 @@ export async function distillAdapter(options: DistillAdapterOptions): Promise<Di
   if (factors.size === 0) {
     throw new InputError({
       what: "the adapter has no factors for the denoiser",
-      file: source,
+      file: adapterFile,
       fix: "Leave it as it is.",
     });
   }
@@ -110,6 +107,8 @@ export async function distillAdapter(options: DistillAdapterOptions): Promise<Di
   }
   const shape = { batch: calls * perCall, height, width, tokens };
   const prepared = await prepareGraph(loadModel(componentFile(exposed, component)), slots, shape);
+  const { features, featureBlocks } = settings;
+  const blocks = features > 0 ? findFeatureBlocks(prepared, featureBlocks) : [];
   const student = await buildStudent(prepared, slots, profile, inputs, {
     calls,
     rowsPerCall: perCall,
@@ -117,6 +116,7 @@ export async function distillAdapter(options: DistillAdapterOptions): Promise<Di
     reconstruction: settings.reconstruction,
     guided: settings.guided,
     denoising: settings.denoising,
+    ...{ features, blocks },
     clipNorm: settings.clipNorm,
     weightDecay: settings.weightDecay,
     ...(settings.segments > 1 ? { segments: settings.segments } : {}),
@@ -135,13 +135,17 @@ export async function distillAdapter(options: DistillAdapterOptions): Promise<Di
   const curvePath = join(options.out, `${adapter}.loss.json`);
   const { steps, learningRate, warmup, averageDecay, seed, validateEvery, checkpointEvery } = settings;
   const identity = createHash("sha256")
-    .update(JSON.stringify([settings, profile, await hashFile(source), await hashFile(options.trajectory)]))
+    .update(JSON.stringify([settings, profile, await hashFile(adapterFile), await hashFile(options.trajectory)]))
     .digest("hex");
   // Runs of other settings have checkpoints of other names: they are no reason to refuse this one.
   const checkpoints = options.checkpoints ?? options.out;
   const checkpoint = join(checkpoints, `${adapter}-${identity.slice(0, 16)}.checkpoint`);
   const session = await TrainingSession.open(student.training, distillNames.parameters, threads);
   const measuring = await LossSession.open(student.forward, distillNames.parameters, threads);
+  const teacher = features > 0 ? await FeatureTeacher.open(prepared, slots, original, blocks, threads) : null;
+  const source: BatchSource = teacher
+    ? async (step, random) => teacher.withFeatures(await batches.source(step, random))
+    : batches.source;
   try {
     const evaluate = async (parameters: Float32Array) => {
       let sum = 0;
@@ -149,7 +153,7 @@ export async function distillAdapter(options: DistillAdapterOptions): Promise<Di
       return sum / batches.validation.length;
     };
     const started = performance.now();
-    const result = await trainingLoop(session, initial, batches.source, {
+    const result = await trainingLoop(session, initial, source, {
       ...{ steps, learningRate, warmup, averageDecay, seed, curvePath },
       checkpoint: { path: checkpoint, every: checkpointEvery, identity },
       evaluation: { every: validateEvery, atStart: true, evaluate },
@@ -178,6 +182,7 @@ export async function distillAdapter(options: DistillAdapterOptions): Promise<Di
   } finally {
     await session.release();
     await measuring.release();
+    await teacher?.release();
   }
 }
 
@@ -191,23 +196,6 @@ async function removeCheckpoints(folder: string, adapter: string): Promise<void>
 
 function decibels(relativeNoise: number): number {
   return -10 * Math.log10(relativeNoise);
-}
-
-interface AdapterFile {
-  rank: number;
-  tensors: Map<string, Float32Array>;
-  metadata: Readonly<Record<string, string>>;
-}
-
-async function readAdapter(path: string): Promise<AdapterFile> {
-  const file = await openSafetensors(path);
-  try {
-    const tensors = new Map<string, Float32Array>();
-    for (const name of file.entries.keys()) tensors.set(name, await file.readFloat32(name));
-    return { rank: Number(file.metadata["quad.rank"]), tensors, metadata: file.metadata };
-  } finally {
-    await file.close();
-  }
 }
 
 /** Factors of components that keep full precision, padded to the file's new rank. */

@@ -19,6 +19,8 @@ export interface DistillProgress {
   total: number;
   /** Latest signal to noise that the losses stand for, dB, by adapter. */
   decibels: Readonly<Record<string, number>>;
+  /** The same for the features behind blocks, where they take part. */
+  featureDecibels: Readonly<Record<string, number>>;
 }
 
 /**
@@ -32,6 +34,7 @@ export async function distillAdapters(
   const atOnce = Math.min(jobs.length, options.atOnce ?? (await capacity(jobs)));
   const steps = jobs.map(() => 0);
   const decibels: Record<string, number> = {};
+  const featureDecibels: Record<string, number> = {};
   const total = jobs.reduce((sum, { settings }) => sum + settings.steps, 0);
   const results: DistillAdapterResult[] = [];
   // The first failure ends the others too.
@@ -42,10 +45,12 @@ export async function distillAdapters(
     while (next < jobs.length) {
       const index = next++;
       const job = jobs[index];
-      const onProgress = ({ step, loss }: TrainingProgress) => {
+      const onProgress = ({ step, loss, terms }: TrainingProgress) => {
         steps[index] = step;
-        decibels[job.adapter] = -10 * Math.log10(loss);
-        options.onProgress?.({ done: steps.reduce((a, b) => a + b, 0), total, decibels });
+        const { features } = terms;
+        decibels[job.adapter] = -10 * Math.log10(loss - job.settings.features * (features ?? 0));
+        if (features !== undefined) featureDecibels[job.adapter] = -10 * Math.log10(features);
+        options.onProgress?.({ done: steps.reduce((a, b) => a + b, 0), total, decibels, featureDecibels });
       };
       signal.throwIfAborted();
       try {
@@ -71,7 +76,9 @@ async function capacity(jobs: readonly Pick<DistillAdapterOptions, "exposed" | "
   const [{ exposed, settings }] = jobs;
   const file = componentFile(exposed, (await denoiserSlots(exposed)).component);
   const size = statSync(file).size + (statSync(`${file}_data`, { throwIfNoEntry: false })?.size ?? 0);
-  const memory = Math.floor((0.8 * freemem()) / (1e9 + 6 * size));
+  // The teacher of features is the model once more, with activations.
+  const times = settings.features > 0 ? 8 : 6;
+  const memory = Math.floor((0.8 * freemem()) / (1e9 + times * size));
   return Math.max(1, Math.min(Math.floor(availableParallelism() / settings.threads), memory));
 }
 

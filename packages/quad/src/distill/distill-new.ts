@@ -7,7 +7,8 @@ import { InputError } from "@quad/onnx";
 import type { Pipeline } from "@quad/runtime";
 import { recordTrajectory, type TaskCase, writeTrajectory } from "../calibrate/trajectory.ts";
 import type { BoundAdapter } from "../expose/bind-adapter.ts";
-import { openSafetensors, writeSafetensors } from "../files/safetensors.ts";
+import { writeSafetensors } from "../files/safetensors.ts";
+import { readAdapterFile } from "../profile/adapter-file.ts";
 import { distillAdapter } from "./distill-adapter.ts";
 import type { DistillSettings } from "./options.ts";
 import { teacherCases } from "./teacher.ts";
@@ -74,14 +75,7 @@ export async function distillNew(
     onProgress: ({ step, steps, loss }) =>
       onProgress?.("distilling", step, steps, `${(-10 * Math.log10(loss)).toFixed(1)} dB`),
   });
-  const reader = await openSafetensors(file);
-  const tensors = new Map<string, Float32Array>();
-  try {
-    for (const tensor of reader.entries.keys()) tensors.set(tensor, await reader.readFloat32(tensor));
-  } finally {
-    await reader.close();
-  }
-  const rank = Number(reader.metadata["quad.rank"]);
+  const { rank, tensors } = await readAdapterFile(file);
   await rm(work, { recursive: true, force: true });
   return { rank, tensors };
 }

@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { patternSchema } from "../profile/policy.ts";
 
 /** How adapters are tuned to a profile; what is left out has the defaults. */
 export const distillSchema = z.strictObject({
@@ -28,6 +29,10 @@ export const distillSchema = z.strictObject({
   guided: z.number().min(0).default(0.5),
   /** Weight of the original denoising objective. */
   denoising: z.number().min(0).default(0.01),
+  /** Weight of the relative squared distance between the student's and the teacher's activations behind blocks; 0: none. */
+  features: z.number().min(0).default(0),
+  /** Behind which blocks: regular expressions over module paths (`down_blocks.0`, `mid_block.resnets.1`). */
+  featureBlocks: z.array(patternSchema).min(1).default(["^mid_block$", "^[a-z_]+_blocks[.][0-9]+$"]),
   validateEvery: z.int().positive().default(50),
   checkpointEvery: z.int().positive().default(50),
   seed: z.int().nonnegative().default(0),

@@ -3,12 +3,12 @@ import {
   cloneModel,
   type Dims,
   deadCodeElimination,
+  type Graph,
   InputError,
   type Model,
   packInputs,
   runPasses,
   specialize,
-  Tensor,
   type Value,
 } from "@quad/onnx";
 import type { SlotsFile } from "@quad/runtime";
@@ -19,6 +19,9 @@ import { buildSimulation, encodingInputs, type Simulation } from "../simulate/si
 import { perRowTimesteps } from "../train/denoiser-graph.ts";
 import { buildTrainingGraph, type TrainingGraph, type TrainingGraphOptions } from "../train/training-graph.ts";
 import { codesPerUnit, type FactorInput } from "./factor-codes.ts";
+import type { FeatureBlock } from "./feature-blocks.ts";
+import { featureInput } from "./feature-teacher.ts";
+import { fixFactors } from "./fixed-factors.ts";
 
 /** Names of what a distillation step takes besides the denoiser's own inputs. */
 export const distillNames = {
@@ -35,7 +38,7 @@ export const distillNames = {
   callWeights: "distill.call_weights",
 } as const;
 
-export interface StudentOptions extends Omit<TrainingGraphOptions, "straightThroughRound"> {
+export interface StudentOptions extends Omit<TrainingGraphOptions, "straightThroughRound" | "terms"> {
   /** Calls of the denoiser per step. */
   calls: number;
   /** Rows per call: 2 with classifier-free guidance. */
@@ -44,6 +47,10 @@ export interface StudentOptions extends Omit<TrainingGraphOptions, "straightThro
   reconstruction: number;
   guided: number;
   denoising: number;
+  /** Weight of the features' error; default: 0, none. */
+  features?: number;
+  /** Where features are compared, from `findFeatureBlocks`. */
+  blocks?: readonly FeatureBlock[];
 }
 
 export interface StudentGraph {
@@ -78,27 +85,12 @@ export async function buildStudent(
   const { model } = simulation;
   const { graph } = model;
   const inputNamed = (name: string) => graph.inputs.find((input) => input.name === name)!;
-  const makeConstant = (name: string, tensor: Tensor) => {
-    const input = inputNamed(name);
-    graph.replace(input, graph.addInitializer(`${name}.constant`, tensor));
-    graph.inputs.splice(graph.inputs.indexOf(input), 1);
-  };
-
   await placeEncodings(simulation, profile);
-  const { rank } = options;
-  makeConstant(slots.strengthInput, Tensor.float32([rank], new Float32Array(rank).fill(1)));
-  const trained = new Map(inputs.map((input) => [input.name, input]));
-  const shapes: Record<string, Dims> = {};
-  for (const slot of slots.slots) {
-    for (const [name, shape] of [
-      [slot.inputA, slot.shapeA],
-      [slot.inputB, slot.shapeB],
-    ] as const) {
-      const dims = shape.map((dim) => (dim === "rank" ? rank : dim));
-      if (trained.has(name)) shapes[name] = dims;
-      else makeConstant(name, Tensor.float32(dims, new Float32Array(dims.reduce((a, b) => a * b, 1))));
-    }
-  }
+  const trained = new Set(inputs.map(({ name }) => name));
+  const shapes: Record<string, Dims> = fixFactors(graph, slots, options.rank, new Map(), trained);
+  const { features = 0, blocks = [] } = options;
+  // As outputs, they outlive the passes under whatever name.
+  if (features > 0) graph.outputs.push(...blocks.map(({ output }) => valueNamed(graph, output)));
   for (const input of graph.inputs) shapes[input.name] ??= input.concreteShape!;
   await specialize(model, { inputs: shapes });
 
@@ -121,12 +113,20 @@ export async function buildStudent(
     distillNames.parameters,
   );
   const { loss, distance } = buildLoss(build, graph.outputs[0], options);
+  const studentFeatures = graph.outputs.slice(1);
   graph.outputs.splice(0, graph.outputs.length, distance);
   const forward = cloneModel(model);
   await runPasses(forward);
-  graph.outputs.splice(0, 1, loss);
+  // Validation measures predictions only, so the features' inputs come after its graph was copied.
+  const featureError = features > 0 ? buildFeatureError(build, studentFeatures, blocks) : null;
+  const total = featureError ? build.add(loss, build.mul(featureError, features)) : loss;
+  graph.outputs.splice(0, 1, total);
   const batchInputs = new Set(graph.inputs.map(({ name }) => name).filter((name) => name !== distillNames.parameters));
-  const training = await buildTrainingGraph(model, loss, packed, { ...options, straightThroughRound: true });
+  const training = await buildTrainingGraph(model, total, packed, {
+    ...options,
+    ...(featureError ? { terms: { features: featureError } } : {}),
+    straightThroughRound: true,
+  });
   return {
     training,
     forward,
@@ -218,4 +218,27 @@ export function buildLoss(
     terms.push(build.mul(weighted(build.sub(student, target), rowWeights, rows), denoising));
   }
   return { loss: terms.reduce((sum, term) => build.add(sum, term)), distance };
+}
+
+/** Mean over blocks of `mean |student - teacher|^2 / mean |teacher|^2`: blocks of all sizes and scales count the same. */
+function buildFeatureError(build: Builder, features: readonly Value[], blocks: readonly FeatureBlock[]): Value {
+  const meanSquare = (value: Value) => {
+    const size = build.dims(value).reduce((a, b) => a * b, 1);
+    const flat = build.reshape(build.mul(value, value), [size]);
+    return build.reshape(build.reduce("ReduceMean", flat, [0]), []);
+  };
+  const errors = features.map((student, index) => {
+    const teacher = build.graph.addInput(featureInput(blocks[index]), "float32", build.dims(student));
+    const power = build.op("Max", [meanSquare(teacher), build.scalar(1e-30, teacher)], []);
+    return build.div(meanSquare(build.sub(student, teacher)), power);
+  });
+  return build.mul(
+    errors.reduce((sum, error) => build.add(sum, error)),
+    1 / errors.length,
+  );
+}
+
+function valueNamed(graph: Graph, name: string): Value {
+  for (const { outputs } of graph.nodes) for (const value of outputs) if (value?.name === name) return value;
+  throw new InputError({ what: "the student's graph has lost a value of the prepared one", where: name });
 }

@@ -31,6 +31,17 @@ export function isRepeatedCall(path: string, name: string): boolean {
   );
 }
 
+/**
+ * Path of the module that a node runs in (`down_blocks.0.resnets.1` for an Add between its layers), without wrappers around the
+ * whole network; null where the exporter left no trace of it.
+ */
+export function modulePath(node: Node): string | null {
+  const path = nameFromPath(node) ?? nameFromScopes(node);
+  const segments = path?.split(".") ?? [];
+  while (segments.length > 1 && wrappers.includes(segments[0])) segments.shift();
+  return segments.join(".") || null;
+}
+
 function nameFromWeight(name: string): string | null {
   if (name.includes("::") || name.includes("/")) return null;
   return /^(.+)\.weight(_transposed|\.T|_t)?$/.exec(name)?.[1] ?? null;

@@ -1,11 +1,13 @@
 import { createHash } from "node:crypto";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
+import { InputError } from "@quad/onnx";
 import type { SlotsFile } from "@quad/runtime";
 import { hashFile } from "../files/hash.ts";
-import { openSafetensors } from "../files/safetensors.ts";
 import { componentFile } from "../model/model-folder.ts";
 import { type AdapterFactors, factorsOf } from "./adapter-encodings.ts";
+import { readAdapterFile } from "./adapter-file.ts";
+import type { Profile } from "./profile.ts";
 
 /**
  * The factors of the named adapters in an exposed folder, padded to one rank: the largest among them, or the slots' fixed
@@ -23,14 +25,8 @@ export async function loadFactors(
   for (const name of names) {
     const path = join(folder, `${name}.safetensors`);
     if (!existsSync(path)) continue;
-    const file = await openSafetensors(path);
-    try {
-      const tensors = new Map<string, Float32Array>();
-      for (const key of file.entries.keys()) tensors.set(key, await file.readFloat32(key));
-      read.push({ name, rank: Number(file.metadata["quad.rank"]), tensors });
-    } finally {
-      await file.close();
-    }
+    const { rank, tensors } = await readAdapterFile(path);
+    read.push({ name, rank, tensors });
   }
   const rank = Math.max(leastRank, ...read.map((adapter) => adapter.rank));
   const factors = new Map(
@@ -45,4 +41,24 @@ export async function graphIdentity(folder: string, component: string): Promise<
   const hash = createHash("sha256").update(await hashFile(path));
   if (existsSync(`${path}_data`)) hash.update(await hashFile(`${path}_data`));
   return hash.digest("hex");
+}
+
+/** @throws InputError if the exposed folder's graph, weights included, is not the one that the profile was made from */
+export async function refuseOtherGraph(
+  profile: Profile,
+  exposed: string,
+  component: string,
+  file: string,
+  fix = "Make the profile from this exposed folder.",
+): Promise<void> {
+  const identity = await graphIdentity(exposed, component);
+  if (profile.component === component && profile.graph === identity) return;
+  throw new InputError({
+    what: "the profile belongs to another graph",
+    file,
+    where: "graph",
+    expected: `${identity}, of ${exposed}`,
+    got: profile.graph,
+    fix,
+  });
 }

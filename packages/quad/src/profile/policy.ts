@@ -19,6 +19,9 @@ function isRegularExpression(text: string): boolean {
   }
 }
 
+/** A regular expression, as configurations write it. */
+export const patternSchema = z.string().refine(isRegularExpression, "no regular expression");
+
 /**
  * What gets quantized how: chosen by people, kept apart from what calibration saw (observations) and from what was
  * found (profile).
@@ -50,7 +53,7 @@ export const policySchema = z.strictObject({
   /** Also round everything between the layers to 8 bits. What the paper's fully 8-bit model does, and why it collapses. */
   narrowEverything: z.boolean().default(false),
   /** Layers, and with `narrowEverything` also values, that stay wide: regular expressions over their names. */
-  keepWide: z.array(z.string().refine(isRegularExpression, "no regular expression")).default([]),
+  keepWide: z.array(patternSchema).default([]),
   /**
    * How far shared factor scales reach beyond the adapters they are taken from: room for adapters that come later, and
    * for blends. 1 = none.

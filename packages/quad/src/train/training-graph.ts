@@ -26,6 +26,8 @@ export interface TrainingGraphOptions extends Required<Pick<AdamWOptions, "weigh
   /** Decay of the running mean of squared gradients. */
   beta2?: number;
   epsilon?: number;
+  /** Numbers to return beside the loss, by name: what it consists of. */
+  terms?: Readonly<Record<string, Value>>;
   /** Let gradients pass through Round unchanged, for graphs that simulate quantization. */
   straightThroughRound?: boolean;
 }
@@ -39,6 +41,8 @@ export interface TrainingGraph {
   readonly layout: readonly PackedParameter[];
   readonly beta1: number;
   readonly beta2: number;
+  /** Names of the numbers returned beside the loss. */
+  readonly terms: readonly string[];
   /** Estimate of what a step keeps in memory at most: weights, parameters, activations and gradients. */
   readonly peakBytes: number;
 }
@@ -55,6 +59,8 @@ export const trainingNames = {
   nextParameters: "training.next_parameters",
   nextMean: "training.next_mean",
   nextSquare: "training.next_square",
+  /** Followed by a term's name. */
+  term: "training.term.",
 } as const;
 
 /**
@@ -72,6 +78,7 @@ export async function buildTrainingGraph(
   options: TrainingGraphOptions,
 ): Promise<TrainingGraph> {
   const { graph } = model;
+  const terms = Object.entries(options.terms ?? {});
   const { clipNorm, weightDecay, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, straightThroughRound = false } = options;
   const segments = { ...(options.segments ? { segments: options.segments } : {}) };
   const gradient = buildGradients(model, {
@@ -104,6 +111,7 @@ export async function buildTrainingGraph(
     [trainingNames.nextParameters, next.parameter],
     [trainingNames.nextMean, next.mean],
     [trainingNames.nextSquare, next.square],
+    ...terms.map(([name, value]): [string, Value] => [`${trainingNames.term}${name}`, value]),
   ];
   graph.outputs.splice(0, graph.outputs.length, ...outputs.map(([, value]) => value));
   await runPasses(model);
@@ -111,7 +119,8 @@ export async function buildTrainingGraph(
   graph.outputs.forEach((value, index) => {
     value.name = outputs[index][0];
   });
-  return { model, size, layout, beta1, beta2, peakBytes: peakBytes(graph, scheduleForMemory(graph)) };
+  const names = terms.map(([name]) => name);
+  return { model, size, layout, beta1, beta2, terms: names, peakBytes: peakBytes(graph, scheduleForMemory(graph)) };
 }
 
 /** What AdamW carries from step to step; three vectors of the parameters' length. */
@@ -127,6 +136,7 @@ export class TrainingSession {
   readonly layout: readonly PackedParameter[];
   readonly #session: ort.InferenceSession;
   readonly #betas: readonly [number, number];
+  readonly #terms: readonly string[];
   readonly #parametersName: string;
 
   private constructor(graph: TrainingGraph, session: ort.InferenceSession, parametersName: string) {
@@ -134,6 +144,7 @@ export class TrainingSession {
     this.layout = graph.layout;
     this.#session = session;
     this.#betas = [graph.beta1, graph.beta2];
+    this.#terms = graph.terms;
     this.#parametersName = parametersName;
   }
 
@@ -155,7 +166,7 @@ export class TrainingSession {
     step: number,
     learningRate: number,
     batch: Readonly<Record<string, TensorData>>,
-  ): Promise<{ loss: number; gradientNorm: number; state: OptimizerState }> {
+  ): Promise<{ loss: number; gradientNorm: number; terms: Record<string, number>; state: OptimizerState }> {
     const vector = (data: Float32Array) => new ort.Tensor("float32", data, [this.size]);
     const scalar = (value: number) => new ort.Tensor("float32", Float32Array.of(value), []);
     const feeds: Record<string, ort.Tensor> = {
@@ -174,6 +185,7 @@ export class TrainingSession {
     return {
       loss: floats(trainingNames.loss)[0],
       gradientNorm: floats(trainingNames.gradientNorm)[0],
+      terms: Object.fromEntries(this.#terms.map((name) => [name, floats(`${trainingNames.term}${name}`)[0]])),
       state: {
         parameters: floats(trainingNames.nextParameters),
         mean: floats(trainingNames.nextMean),
@@ -219,8 +231,12 @@ export class LossSession {
   }
 }
 
-/** From a path no copy of the file stays in memory, and external weights are mapped. */
-async function openFromFile(model: Model, threads: number): Promise<ort.InferenceSession> {
+/**
+ * Opens a graph for training or for what belongs to it. From a path no copy of the file stays in memory, and external weights
+ * are mapped.
+ * @throws InputError where ONNX Runtime refuses the graph
+ */
+export async function openFromFile(model: Model, threads: number): Promise<ort.InferenceSession> {
   const file = await writeTemporary(model);
   try {
     return await ort.InferenceSession.create(file.path, {

@@ -21,6 +21,8 @@ export interface TrainingProgress {
   steps: number;
   loss: number;
   gradientNorm: number;
+  /** What the loss consists of, before weights, as far as the graph says it. */
+  terms: Readonly<Record<string, number>>;
   secondsLeft: number;
 }
 
@@ -105,6 +107,7 @@ export async function trainingLoop(
     const {
       loss,
       gradientNorm,
+      terms,
       state: next,
     } = await session.step(state, state.step + 1, learningRateAt(state.step, options), tensors);
     if (!Number.isFinite(loss) || !Number.isFinite(gradientNorm)) {
@@ -129,7 +132,7 @@ export async function trainingLoop(
     }
     const perStep = (performance.now() - started) / (state.step - resumedFrom);
     const secondsLeft = (perStep * (steps - state.step)) / 1000;
-    options.onProgress?.({ step: state.step, steps, loss, gradientNorm, secondsLeft });
+    options.onProgress?.({ step: state.step, steps, loss, gradientNorm, terms, secondsLeft });
   }
   if (options.curvePath) await writeCurve(options.curvePath, state.curve);
   const { parameters: last, average, best, curve } = state;
