@@ -2,7 +2,7 @@ import { createHash } from "node:crypto";
 import { cpSync, existsSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { adapterRecordSchema } from "@quad/runtime";
-import { type BuildConfig, build, distillBundle, distillSchema, verifyBundle } from "quad";
+import { type BuildConfig, build, distillBundle, distillConfigured, distillSchema, verifyBundle } from "quad";
 import { beforeAll, expect, test } from "vitest";
 import { main } from "../packages/quad/src/cli/main.ts";
 import { loadSmallBuild, scratchFolder } from "./helpers/small-build.ts";
@@ -79,6 +79,19 @@ test("one adapter's files are replaced, interrupted or not; nothing else changes
   const again = copyOfBundle();
   await distillBundle({ bundle: again, config, names: ["sketch"], against: exposed });
   expect(snapshot(again)).toEqual(after);
+}, 300_000);
+
+test("an exposed folder's adapters go to a folder of their own, and are what the bundle would get", async () => {
+  const out = join(folder, "distilled");
+  const profile = join(config.out, "profile.json");
+  const [{ sqnrAfter }] = await distillConfigured({ config, exposed, profile, out, names: ["sketch"] });
+  expect(readdirSync(out).sort()).toEqual(["sketch.loss.json", "sketch.safetensors"]);
+  const bundle = copyOfBundle();
+  const { distilled } = await distillBundle({ bundle, config, names: ["sketch"] });
+  expect(distilled[0].sqnrAfter).toBe(sqnrAfter);
+  await expect(distillConfigured({ config, exposed, profile, out, names: ["erase"] })).rejects.toThrow(
+    /no adapter "erase".*flat, sketch/,
+  );
 }, 300_000);
 
 test("adapters that are not everywhere, and another model's folder, are refused", async () => {
