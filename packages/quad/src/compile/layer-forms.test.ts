@@ -6,7 +6,7 @@ import { encodingFromRange } from "../quantization/index.ts";
 import { simulationSettings } from "../simulate/open-with-graph.ts";
 import { buildSimulation } from "../simulate/simulation-graph.ts";
 import { buildQuantizedGraph } from "./quantized-graph.ts";
-import { encodingFeeds } from "./testing.ts";
+import { encodingFeeds, exactProducts } from "./testing.ts";
 
 type LayerForm = (graph: Graph, name: string) => { dims: number[]; output: number[] };
 
@@ -119,7 +119,7 @@ test.each(cases)("$label, $weightBits-bit weights, narrow: $isNarrow", async ({ 
       inputs.x.toFloat32().map((value) => Math.min(2, Math.max(-1.2, value))),
     );
   const expected = await runModel(simulation.model, { ...inputs, ...encodingFeeds(points) }, simulationSettings);
-  const found = await runModel(compiled, inputs);
+  const found = await runModel(compiled, inputs, exactProducts);
   const [a, b] = [found, expected].map((outputs) => outputs.get("y")!);
   expect(a.dims).toEqual(b.dims);
   expect(maxRelative(a.toFloat32(), b.toFloat32())).toBeLessThan(isBlock ? 1e-4 : isNarrow ? 2e-6 : 2e-5);

@@ -20,6 +20,7 @@ import {
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { findLayers } from "../layers/find-layers.ts";
 import { fakeQuantize, weightEncoding } from "../quantization/index.ts";
+import { simulationSettings } from "../simulate/open-with-graph.ts";
 import { weightAxis } from "../simulate/simulation-graph.ts";
 import { buildQuantizedGraph } from "./quantized-graph.ts";
 import {
@@ -28,6 +29,7 @@ import {
   buildBoth,
   callInputs,
   encodingFeeds,
+  exactProducts,
   openAsWritten,
   output,
   pocketBench,
@@ -142,7 +144,9 @@ describe("cpu", () => {
     watched.graph.outputs.length = 0;
     for (const name of [...inputNames, ...outputNames])
       if (!fed.has(name)) watched.graph.outputs.push(values.get(name)!);
-    const session = await openAsWritten(watched);
+    // Not "all": with the layout for convolutions of processors without AVX-512, ONNX Runtime 1.30 loses an output of the
+    // graph that a convolution computes, and the process ends.
+    const session = await createSession(watched, { ...simulationSettings, graphOptimizationLevel: "extended" });
     const feeds = { ...callInputs(2), ...adapterFeeds(bench, "flat", "values"), ...encodingFeeds(encodings) };
     const seen = await runSession(session, feeds);
     await session.release();
@@ -152,7 +156,7 @@ describe("cpu", () => {
     const given = Object.fromEntries(
       [...inputNames].map((name) => [name, seen.get(name) ?? feeds[name as keyof typeof feeds]]),
     );
-    const found = await runModel(alone, given as Record<string, Tensor>);
+    const found = await runModel(alone, given as Record<string, Tensor>, exactProducts);
     for (const layer of layers) {
       if (inputNames.has(layer.output)) continue;
       const expected = seen.get(layer.output)!.toFloat32();
@@ -179,7 +183,7 @@ describe("cpu", () => {
     });
     const simulated = await openAsWritten(simulation.model);
     const exact = await createSession(bench.prepared);
-    const session = await createSession(compiled);
+    const session = await createSession(compiled, exactProducts);
     for (const adapter of [null, "sketch"]) {
       const inputs = { ...callInputs(2), ...adapterFeeds(bench, adapter, "values") };
       const expected = await output(simulated, { ...inputs, ...encodingFeeds(encodings) });
@@ -194,7 +198,7 @@ describe("cpu", () => {
 
   test("any rank: none, zeros and zero padding add nothing", async () => {
     const { compiled } = await buildBoth(bench, { placement: "cpu", weightBits: 8, narrow: everyOther });
-    const session = await createSession(compiled);
+    const session = await createSession(compiled, exactProducts);
     const run = (feeds: Record<string, Tensor>) => output(session, { ...callInputs(1), ...feeds });
     const base = await run(adapterFeeds(bench, null, "codes", 0));
     const zeros = await run(adapterFeeds(bench, null, "codes", 5));
@@ -214,7 +218,7 @@ describe("cpu", () => {
     });
     expectIntegerWeights(compiled, "int8", "uint8");
     const optimized = join(folder, "optimized.onnx");
-    const session = await createSession(compiled, { optimizedModelFilePath: optimized });
+    const session = await createSession(compiled, { ...exactProducts, optimizedModelFilePath: optimized });
     await session.release();
     const dumped = loadModel(optimized);
     for (const operator of ["com.microsoft.MatMulIntegerToFloat", "QuantizeLinear"]) {
@@ -243,7 +247,7 @@ test("attention whose products are float runs as one operator", async () => {
     expect(node.inputs.every((value) => value!.producer?.opType === "Add")).toBe(true);
   }
   const simulated = await openAsWritten(simulation.model);
-  const session = await createSession(compiled);
+  const session = await createSession(compiled, exactProducts);
   const inputs = callInputs(2);
   const expected = await output(simulated, {
     ...inputs,

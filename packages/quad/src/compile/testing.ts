@@ -191,9 +191,16 @@ export function encodingFeeds(encodings: ReadonlyMap<string, Encoding>): Record<
   };
 }
 
-/** A session that runs Q/DQ pairs as they are written. */
+/**
+ * Settings under which integer products are exact on every processor, as @quad/runtime opens graphs: x64 processors without
+ * VNNI otherwise add products of bytes in 16 bits, which overflow.
+ */
+export const exactProducts = { logSeverityLevel: 3 as const, extra: { session: { x64quantprecision: "1" } } };
+
+/** A session that runs Q/DQ pairs as they are written, and products of integers exactly. */
 export function openAsWritten(model: Model): Promise<ort.InferenceSession> {
-  return createSession(model, simulationSettings);
+  const session = { ...simulationSettings.extra.session, ...exactProducts.extra.session };
+  return createSession(model, { ...simulationSettings, extra: { session } });
 }
 
 export async function output(session: ort.InferenceSession, feeds: Record<string, Tensor>): Promise<Float32Array> {
