@@ -15,6 +15,7 @@ import { fillTables, markdown, round } from "../tables.mjs";
 
 const own = fileURLToPath(import.meta.url);
 const foldersModule = fileURLToPath(new URL("../folders.mjs", import.meta.url));
+const trainingModule = fileURLToPath(new URL("training.mjs", import.meta.url));
 const { values, positionals } = parseArgs({
   allowPositionals: true,
   options: {
@@ -126,6 +127,9 @@ async function measure() {
     await rm(distilled, { recursive: true, force: true });
     return inOwnProcess(own, "runDistillation", distilling);
   });
+
+  const learning = { model: paths.model, rank: Number(values.rank), latents: Number(values.latents), steps: 6 };
+  await once("stages", "train a LoRA, 6 steps of batch 1", () => inOwnProcess(trainingModule, "runTraining", learning));
 
   const side = 8 * Number(values.latents);
   const request = { prompt: "red apple food fruit", seed: 3, steps: 2, guidance: 7.5, width: side, height: side };
