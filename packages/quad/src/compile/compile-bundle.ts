@@ -38,6 +38,7 @@ import { openFolder } from "../open.ts";
 import { graphIdentity } from "../profile/exposed-adapters.ts";
 import { type Profile, pointEncoding, readProfile } from "../profile/profile.ts";
 import { prepareGraph } from "../simulate/prepare-graph.ts";
+import { ownZeroPoints } from "./own-zero-points.ts";
 import { buildQuantizedGraph } from "./quantized-graph.ts";
 
 /** What {@link compileBundle} reads and writes. */
@@ -204,6 +205,7 @@ function fixedRank({ rank, exposed }: CompileOptions, profile: Profile, file: Sl
 async function simplify(model: Model): Promise<void> {
   const keep = new Set(["QuantizeLinear", "DequantizeLinear"]);
   await runPasses(model, [identityRemoval, deadCodeElimination, constantFolding({ keep }), commonSubexpressions]);
+  ownZeroPoints(model);
 }
 
 async function fileHashes(model: string): Promise<string[]> {
