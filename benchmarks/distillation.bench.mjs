@@ -77,9 +77,12 @@ function tableOf({ tasks }, anchor) {
   });
 }
 
-/** Share of the gap between the shared profile without training and an own profile that training closes. */
-export function recovered({ own, untrained, candidate }) {
-  return own > untrained ? (candidate - untrained) / (own - untrained) : null;
+/** Differences below it, dB, are no gap: as much comes and goes with the pictures. */
+const leastGap = 1;
+
+/** Share of the gap between the shared profile without training and an own profile that training closes; null without a gap. */
+function recovered({ own, untrained, candidate }) {
+  return own - untrained >= leastGap ? (candidate - untrained) / (own - untrained) : null;
 }
 
 function describe(width, table, { kind, anchor, reason }) {

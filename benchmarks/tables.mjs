@@ -63,7 +63,7 @@ export function readmeTables(results, scale) {
       [
         "**After distillation**, pocket model, PSNR dB / SSIM against full precision with the same noise, all activations quantized,",
         `${pictures} pictures a task of prompts, pictures and seeds that neither calibration nor training has seen. The paper reports 33.0 / 0.94`,
-        "for object removal.",
+        "for object removal with W8A16, and for its ablation 32.7 / 0.98 with W8A16, 5.4 / 0.23 with all layers W8A8.",
       ].join("\n"),
     ),
     storage: captioned(
