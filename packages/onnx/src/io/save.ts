@@ -87,6 +87,13 @@ export function externalFiles(model: Model): Set<string> {
   return files;
 }
 
+/** Bytes of the model's constants that lie in no external file. */
+export function inlineBytes(model: Model): number {
+  let bytes = 0;
+  for (const { source } of collectTensors(model.graph)) if (!source.file) bytes += source.byteLength;
+  return bytes;
+}
+
 function collectTensors(graph: Graph, tensors = new Set<Tensor>()): Set<Tensor> {
   for (const value of graph.initializers) tensors.add(value.initializer!);
   for (const node of graph.nodes) {
