@@ -22,6 +22,8 @@ export interface SaveOptions {
 const inlineLimit = 1 << 30;
 /** Tensors below this many bytes stay in the model file: shape arithmetic and scalars. */
 const externalThreshold = 1024;
+/** Sizes, axes and indices stay there up to this many: runtimes read them when they infer shapes, before external data. */
+const integerThreshold = 1 << 20;
 const alignment = 64;
 const chunkBytes = 1 << 24;
 
@@ -128,7 +130,8 @@ function planLayout(all: Tensor[], location: string): Layout {
   const tensors: Layout["tensors"] = [];
   let end = 0;
   for (const tensor of all) {
-    if (tensor.strings || tensor.byteLength < externalThreshold) continue;
+    if (tensor.strings || tensor.byteLength < (tensor.dataType === "int64" ? integerThreshold : externalThreshold))
+      continue;
     const { file } = tensor.source;
     const key = file ? `${file.path}\n${file.offset}\n${tensor.byteLength}` : "";
     const shared = key ? bySource.get(key) : undefined;
