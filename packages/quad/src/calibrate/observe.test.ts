@@ -91,11 +91,15 @@ describe("observations of the pocket model", () => {
   let model: Model;
   let component: string;
   const steps = 2;
-  /** The graph's input, a layer's output, a value inside an adapter branch, attention weights. */
+  /**
+   * The graph's input, a layer's output, a value inside an adapter branch, attention weights. Not conv_in: where ONNX Runtime 1.30
+   * lays convolutions out in blocks of 8 channels, making the output of one that reads 9 and is added to a graph output ends the
+   * process.
+   */
   const watched = [
     "sample",
-    "/conv_in/Conv_output_0",
-    "/conv_in/lora/down/Conv_output_0",
+    "/down_blocks.0/resnets.0/conv1/Conv_output_0",
+    "/down_blocks/0/resnets/0/conv1/lora/down/Conv_output_0",
     "/down_blocks.1/attentions.0/transformer_blocks.0/attn1/Softmax_output_0",
   ];
   const settings = { stepGroups: 2, bins: 128, sampled: 1 << 20 };
