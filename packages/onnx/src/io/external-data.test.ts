@@ -12,9 +12,10 @@ import {
 import { join } from "node:path";
 import { create, toBinary } from "@bufbuild/protobuf";
 import { ModelProtoSchema, TensorProto_DataLocation } from "onnx-buf";
+import * as ort from "onnxruntime-node";
 import { describe, expect, test } from "vitest";
 import { buildModel, outputDifference, randomTensor, temporaryFolder } from "../../../../test/helpers/models.ts";
-import { InputError, loadModel, type Model, runModel, saveModel } from "../index.ts";
+import { InputError, loadModel, type Model, runModel, saveModel, Tensor } from "../index.ts";
 
 const root = temporaryFolder();
 let count = 0;
@@ -37,6 +38,23 @@ function smallModel(): Model {
 }
 
 const x = randomTensor([3, 16], 4);
+
+test("sizes that shapes depend on stay in the file, however many: ONNX Runtime reads them before external data", async () => {
+  const count = 300;
+  const model = buildModel((graph) => {
+    const vector = graph.addInput("x", "float32", [2 * count]);
+    const sizes = graph.addInitializer("sizes", Tensor.int64([count], new Array(count).fill(2)));
+    const weight = graph.addInitializer("weight", randomTensor([2, 600], 1));
+    const { outputs } = graph.addNode("Split", [vector, sizes], { outputCount: count });
+    return { y: { value: graph.apply("MatMul", [outputs[count - 1]!, weight]) } };
+  });
+  const path = join(newFolder(), "model.onnx");
+  await saveModel(model, path, { externalData: "always" });
+  const session = await ort.InferenceSession.create(path);
+  await session.release();
+  const external = [...loadModel(path).graph.initializers].filter(({ initializer }) => initializer!.source.file);
+  expect(external.map(({ name }) => name)).toEqual(["weight"]);
+});
 
 /** A model file whose one weight is described by `external`; `data` is its file's content. */
 function describedModel(external: Record<string, string>, data: Uint8Array | null = new Uint8Array(64)): string {

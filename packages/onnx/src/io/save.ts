@@ -19,10 +19,11 @@ export interface SaveOptions {
   signal?: AbortSignal;
 }
 
-const inlineLimit = 1 << 30;
+/** Bytes of constants that a model file may hold itself: protobuf, and a single write, end at 2 GiB. */
+export const inlineLimit = 2 ** 30;
 /** Tensors below this many bytes stay in the model file: shape arithmetic and scalars. */
 const externalThreshold = 1024;
-/** Sizes, axes and indices stay there up to this many: runtimes read them when they infer shapes, before external data. */
+/** The same for sizes, axes and indices: runtimes read them when they infer shapes, before any external data. */
 const integerThreshold = 1 << 20;
 const alignment = 64;
 const chunkBytes = 1 << 24;
@@ -130,8 +131,8 @@ function planLayout(all: Tensor[], location: string): Layout {
   const tensors: Layout["tensors"] = [];
   let end = 0;
   for (const tensor of all) {
-    if (tensor.strings || tensor.byteLength < (tensor.dataType === "int64" ? integerThreshold : externalThreshold))
-      continue;
+    const threshold = tensor.dataType === "int64" ? integerThreshold : externalThreshold;
+    if (tensor.strings || tensor.byteLength < threshold) continue;
     const { file } = tensor.source;
     const key = file ? `${file.path}\n${file.offset}\n${tensor.byteLength}` : "";
     const shared = key ? bySource.get(key) : undefined;

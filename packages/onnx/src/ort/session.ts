@@ -3,14 +3,11 @@ import { mkdtemp } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import * as ort from "onnxruntime-node";
-import { encodeModel, encodeReferring, externalFiles, inlineBytes, saveModel } from "../io/save.ts";
+import { encodeModel, encodeReferring, externalFiles, inlineBytes, inlineLimit, saveModel } from "../io/save.ts";
 import type { Model } from "../ir/model.ts";
 
 /** ONNX Runtime's own session options. */
 export type SessionOptions = ort.InferenceSession.SessionOptions;
-
-/** Protobuf and single writes end at 2 GiB; constants of training graphs (rotated weights) come near. */
-const largestInline = 2 ** 30;
 
 // Results must not depend on how many cores the machine has: the thread count is fixed, not ORT's default.
 const defaultOptions: SessionOptions = { logSeverityLevel: 3, intraOpNumThreads: 2, interOpNumThreads: 1 };
@@ -20,7 +17,8 @@ const defaultOptions: SessionOptions = { logSeverityLevel: 3, intraOpNumThreads:
  */
 export async function createSession(model: Model, options: SessionOptions = {}): Promise<ort.InferenceSession> {
   const settings = { ...defaultOptions, ...options };
-  if (externalFiles(model).size === 0) return ort.InferenceSession.create(encodeModel(model), settings);
+  if (externalFiles(model).size === 0 && inlineBytes(model) <= inlineLimit)
+    return ort.InferenceSession.create(encodeModel(model), settings);
   const file = await writeTemporary(model);
   try {
     return await ort.InferenceSession.create(file.path, settings);
@@ -31,14 +29,15 @@ export async function createSession(model: Model, options: SessionOptions = {}):
 
 /**
  * Writes a model file for ONNX Runtime to open. ORT accepts external data only beside the model file, so a file of a few
- * megabytes that refers to the weights goes into their folder; where that cannot be written to, or the model
- * has too many constants of its own for one file, all is copied.
+ * megabytes that refers to the weights goes into their folder; where that cannot be written to, or the model has more
+ * constants of its own than one file may hold, all is copied.
  * @returns the path, and what removes it again: to be called once the session exists
  */
 export async function writeTemporary(model: Model): Promise<{ path: string; remove: () => void }> {
   const folders = [...new Set([...externalFiles(model)].map((file) => dirname(file)))];
-  const fits = inlineBytes(model) < largestInline;
-  const path = folders.length === 1 && fits ? temporaryPath(folders[0]) : null;
+  // Constants of training graphs, such as rotated weights, are their own.
+  const isSmall = inlineBytes(model) <= inlineLimit;
+  const path = folders.length === 1 && isSmall ? temporaryPath(folders[0]) : null;
   if (path) {
     writeFileSync(path, encodeReferring(model));
     return { path, remove: () => rmSync(path, { force: true }) };
