@@ -38,7 +38,7 @@ import { beforeAll, describe, expect, test } from "vitest";
 import { pocketFolder } from "./helpers/exposed-pocket.ts";
 import { psnr } from "./helpers/pictures.ts";
 import { pocketVariant } from "./helpers/pocket-variants.ts";
-import { adapterTensors, fewLayers, loadSmallBuild, scratchFolder } from "./helpers/small-build.ts";
+import { adapterTensors, fewLayers, loadSmallBuild, scratchFolder, snapshot } from "./helpers/small-build.ts";
 
 let folder: string;
 let config: BuildConfig;
@@ -59,19 +59,6 @@ beforeAll(async () => {
 
 const sha256 = (bytes: Uint8Array) => createHash("sha256").update(bytes).digest("hex");
 const json = (path: string) => JSON.parse(readFileSync(path, "utf8"));
-
-/** Hash and time of change of every file below a folder. */
-function snapshot(root: string, withTimes = false): Record<string, string> {
-  const files = readdirSync(root, { recursive: true, encoding: "utf8" }).filter((path) =>
-    statSync(join(root, path)).isFile(),
-  );
-  return Object.fromEntries(
-    files.sort().map((path) => {
-      const file = join(root, path);
-      return [path, `${sha256(readFileSync(file))}${withTimes ? ` ${statSync(file).mtimeMs}` : ""}`];
-    }),
-  );
-}
 
 const graphBytes = (root: string) =>
   ["unet/model.onnx", "unet/model.onnx_data"].reduce((sum, path) => sum + statSync(join(root, path)).size, 0);

@@ -1,11 +1,10 @@
-import { createHash } from "node:crypto";
-import { cpSync, existsSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { adapterRecordSchema } from "@quad/runtime";
 import { type BuildConfig, build, distillBundle, distillConfigured, distillSchema, verifyBundle } from "quad";
 import { beforeAll, expect, test } from "vitest";
 import { main } from "../packages/quad/src/cli/main.ts";
-import { loadSmallBuild, scratchFolder } from "./helpers/small-build.ts";
+import { loadSmallBuild, scratchFolder, snapshot } from "./helpers/small-build.ts";
 
 let folder: string;
 let config: BuildConfig;
@@ -28,17 +27,6 @@ function copyOfBundle(): string {
   const copy = join(folder, `copy ${copies++}`);
   cpSync(config.out, copy, { recursive: true });
   return copy;
-}
-
-function snapshot(root: string): Record<string, string> {
-  const files = readdirSync(root, { recursive: true, encoding: "utf8" }).filter((path) =>
-    statSync(join(root, path)).isFile(),
-  );
-  const hash = (path: string) =>
-    createHash("sha256")
-      .update(readFileSync(join(root, path)))
-      .digest("hex");
-  return Object.fromEntries(files.sort().map((path) => [path, hash(path)]));
 }
 
 const recordOf = (bundle: string, name: string) =>

@@ -85,7 +85,6 @@ describe("where the error comes from", { timeout: 300_000 }, () => {
     const evaluation = await evaluate(exposed, {
       against: pocketFolder,
       out: join(folder, "planted"),
-      simulate: true,
       config,
       profile,
       pictures: 1,

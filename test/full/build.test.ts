@@ -1,5 +1,4 @@
 import { spawn } from "node:child_process";
-import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -8,7 +7,14 @@ import { addToBundle, build, openFolder } from "quad";
 import { beforeAll, describe, expect, test } from "vitest";
 import { pocketFolder } from "../helpers/exposed-pocket.ts";
 import { psnr } from "../helpers/pictures.ts";
-import { adapterTensors, fewLayers, loadSmallBuild, scratchFolder, writeSmallBuild } from "../helpers/small-build.ts";
+import {
+  adapterTensors,
+  fewLayers,
+  loadSmallBuild,
+  scratchFolder,
+  snapshot,
+  writeSmallBuild,
+} from "../helpers/small-build.ts";
 
 const quad = fileURLToPath(new URL("../../packages/quad/bin/quad.js", import.meta.url));
 
@@ -38,17 +44,6 @@ function run(args: readonly string[], stop?: { signal: "SIGKILL" | "SIGINT"; whe
       resolve({ ...outcome, code, signal });
     });
   });
-}
-
-function snapshot(root: string): Record<string, string> {
-  const files = readdirSync(root, { recursive: true, encoding: "utf8" }).filter((path) =>
-    statSync(join(root, path)).isFile(),
-  );
-  const hash = (path: string) =>
-    createHash("sha256")
-      .update(readFileSync(join(root, path)))
-      .digest("hex");
-  return Object.fromEntries(files.sort().map((path) => [path, hash(path)]));
 }
 
 const stagesIn = (stdout: string, state: "done" | "unchanged") =>

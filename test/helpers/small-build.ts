@@ -1,4 +1,5 @@
-import { mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { createHash } from "node:crypto";
+import { mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { mkdtemp } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -56,3 +57,17 @@ export function writeSmallBuild(folder: string, changes: Partial<BuildConfigInpu
 
 export const loadSmallBuild = async (folder: string, changes?: Partial<BuildConfigInput>) =>
   loadConfig(writeSmallBuild(folder, changes));
+
+/** SHA-256 of every file below a folder by relative path, and on demand when it was changed. */
+export function snapshot(root: string, withTimes = false): Record<string, string> {
+  const files = readdirSync(root, { recursive: true, encoding: "utf8" }).filter((path) =>
+    statSync(join(root, path)).isFile(),
+  );
+  return Object.fromEntries(
+    files.sort().map((path) => {
+      const file = join(root, path);
+      const hash = createHash("sha256").update(readFileSync(file)).digest("hex");
+      return [path, withTimes ? `${hash} ${statSync(file).mtimeMs}` : hash];
+    }),
+  );
+}

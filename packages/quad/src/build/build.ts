@@ -8,6 +8,7 @@ import { compileBundle } from "../compile/compile-bundle.ts";
 import { expose } from "../expose/expose.ts";
 import { HashCache } from "../files/hash-tree.ts";
 import { readImage, readMask } from "../files/images.ts";
+import { decibels } from "../metrics/index.ts";
 import { openModelFolder } from "../model/model-folder.ts";
 import { openFolder } from "../open.ts";
 import { buildProfile } from "../profile/build-profile.ts";
@@ -66,6 +67,8 @@ export interface Calibration {
   exposed: string;
   /** Trajectory files in the order of the configuration's tasks. */
   trajectories: string[];
+  /** By task: hash of the exposed folder, the task's settings and its pictures. */
+  recordKeys: Readonly<Record<string, string>>;
   observed: StageResult;
   /** Observations file. */
   observations: string;
@@ -108,7 +111,7 @@ export async function calibrateConfigured(
   const { exposed: exposedFolder, key, hashes } = await exposeConfigured(config, options, runner);
 
   const trajectories: string[] = [];
-  const recordKeys: string[] = [];
+  const recordKeys: Record<string, string> = {};
   for (const [task, settings] of Object.entries(config.tasks)) {
     const files = settings.calibration.flatMap(({ image, mask }) => [image, mask]).filter((path) => path !== undefined);
     const pictures = await Promise.all(files.map((path) => hashes.hash(path)));
@@ -121,10 +124,11 @@ export async function calibrateConfigured(
       },
     );
     trajectories.push(join(recorded.folder, "trajectory.safetensors"));
-    recordKeys.push(recorded.key);
+    recordKeys[task] = recorded.key;
   }
 
-  const observed = await stage("observe", "observe", { recordKeys, observe: config.observe }, async (folder) => {
+  const observedFrom = { recordKeys: Object.values(recordKeys), observe: config.observe };
+  const observed = await stage("observe", "observe", observedFrom, async (folder) => {
     const settings = Object.fromEntries(Object.entries(config.observe).filter(([, value]) => value !== undefined));
     await observeTasks(exposedFolder, trajectories, join(folder, "observations.safetensors"), {
       ...common,
@@ -135,6 +139,7 @@ export async function calibrateConfigured(
   return {
     exposed: exposedFolder,
     trajectories,
+    recordKeys,
     observed,
     observations: join(observed.folder, "observations.safetensors"),
     hashes,
@@ -183,7 +188,7 @@ export async function build(config: BuildConfig, options: BuildOptions = {}): Pr
             checkpoints: join(work, "checkpoints"),
             ...(options.signal ? { signal: options.signal } : {}),
             onProgress: ({ step, steps, loss }) =>
-              options.onProgress?.("training ranges", step, steps, `${(-10 * Math.log10(loss)).toFixed(1)} dB`),
+              options.onProgress?.("training ranges", step, steps, `${decibels(loss).toFixed(1)} dB`),
           });
         });
   const chosen = tuned ?? profiled;
@@ -196,7 +201,7 @@ export async function build(config: BuildConfig, options: BuildOptions = {}): Pr
       : await distillStages(
           { distill: config.distill, work },
           {
-            ...{ exposed: exposedFolder, profile, names, key: chosen.key, stage },
+            ...{ exposed: exposedFolder, profile, names, key: chosen.key, recordKeys: calibration.recordKeys, stage },
             cases: (task) => loadCases(exposedFolder, config.tasks[task]),
             ...common,
           },

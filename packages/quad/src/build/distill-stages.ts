@@ -22,6 +22,8 @@ export interface DistillStagesOptions {
   cases: (task: string) => Promise<TaskCase[]>;
   /** Hash of everything that the exposed folder and the profile depend on. */
   key: string;
+  /** By task, what the teacher draws from: hash of the exposed folder, the task's settings and its pictures. */
+  recordKeys: Readonly<Record<string, string>>;
   stage: (label: string, name: string, inputs: unknown, run: (folder: string) => Promise<void>) => Promise<StageResult>;
   signal?: AbortSignal;
   onProgress?: (stage: string, done: number, total: number, detail?: string) => void;
@@ -30,7 +32,7 @@ export interface DistillStagesOptions {
 /** Stages: the teacher of every adapter, then the distillation of all. The result's folder holds the adapters' files. */
 export async function distillStages(
   config: Pick<BuildConfig, "distill"> & { work: string },
-  { exposed, profile, names, cases, key, stage, signal, onProgress }: DistillStagesOptions,
+  { exposed, profile, names, cases, key, recordKeys, stage, signal, onProgress }: DistillStagesOptions,
 ): Promise<StageResult> {
   const settings = config.distill;
   const { pictures, seed } = settings;
@@ -38,10 +40,15 @@ export async function distillStages(
   const teachers: StageResult[] = [];
   for (const name of names) {
     teachers.push(
-      await stage(`teacher ${name}`, `teacher-${name}`, { key, name, pictures, seed }, async (folder) => {
-        const file = join(folder, "trajectory.safetensors");
-        await recordTeacher(exposed, name, await cases(name), file, settings, common);
-      }),
+      await stage(
+        `teacher ${name}`,
+        `teacher-${name}`,
+        { recorded: recordKeys[name], pictures, seed },
+        async (folder) => {
+          const file = join(folder, "trajectory.safetensors");
+          await recordTeacher(exposed, name, await cases(name), file, settings, common);
+        },
+      ),
     );
   }
   const checkpoints = join(config.work, "checkpoints");

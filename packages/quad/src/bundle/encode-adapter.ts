@@ -5,13 +5,13 @@ import {
   type BundleIdentity,
   type OnnxAdapterParameter,
   type SafetensorsInput,
-  type Slot,
   type SlotsFile,
   serializeSafetensors,
   type Task,
   writeOnnxAdapter,
 } from "@quad/runtime";
 import { squaredProductNorm, toRows } from "../alignment/rows.ts";
+import { factorDims, slotInputs } from "../expose/slots.ts";
 import { hashBytes } from "../files/hash.ts";
 import { type AdapterFactors, encodeAdapter, factorsOf, type SlotFit } from "../profile/adapter-encodings.ts";
 import type { Profile } from "../profile/profile.ts";
@@ -158,11 +158,11 @@ function otherTensors(
   const result: SafetensorsInput[] = [];
   for (const [component, { slots }] of Object.entries(components)) {
     if (component === denoiser) continue;
-    for (const [name, shape] of slots.flatMap(inputsOf)) {
+    for (const [name, shape] of slotInputs(slots)) {
       const values = tensors.get(name);
       if (!values) continue;
-      const data = padRank(values, concrete(shape, ownRank), shape.indexOf("rank"), rank);
-      result.push({ name, dtype: "F32", shape: concrete(shape, rank), data });
+      const data = padRank(values, factorDims(shape, ownRank), shape.indexOf("rank"), rank);
+      result.push({ name, dtype: "F32", shape: factorDims(shape, rank), data });
     }
   }
   return result;
@@ -186,28 +186,17 @@ function toOnnxAdapter(
     parameters.push({ name: strengthInput, dataType: "float32", dims: [rank], data: bytesOf(ones) });
     const dataType = elementType ?? "float32";
     const arrays = { float32: Float32Array, int8: Int8Array, int16: Int16Array } as const;
-    for (const [name, shape] of list.flatMap(inputsOf)) {
-      const dims = concrete(shape, rank);
+    for (const [name, shape] of slotInputs(list)) {
+      const dims = factorDims(shape, rank);
       const values = given.get(name)?.data as Float32Array | Int8Array | Int16Array | undefined;
       const data = values
-        ? padRank(values, concrete(shape, ownRank), shape.indexOf("rank"), rank)
+        ? padRank(values, factorDims(shape, ownRank), shape.indexOf("rank"), rank)
         : new arrays[dataType](dims.reduce((product, size) => product * size, 1));
       parameters.push({ name, dataType, dims, data: bytesOf(data) });
     }
   }
   // ONNX Runtime's formats have a number for the model: the graph's hash as far as it fits.
   return { adapterVersion: 1, modelVersion: Number.parseInt(identity.graph.slice(0, 7), 16), parameters };
-}
-
-function inputsOf({ inputA, shapeA, inputB, shapeB }: Slot): [string, Slot["shapeA"]][] {
-  return [
-    [inputA, shapeA],
-    [inputB, shapeB],
-  ];
-}
-
-function concrete(shape: Slot["shapeA"], rank: number): number[] {
-  return shape.map((size) => (size === "rank" ? rank : size));
 }
 
 /** Fills one axis up with zeros. */

@@ -75,7 +75,7 @@ export function evalCommand(terminal: () => Terminal): Command {
         adapters: options.adapter,
         profile: options.profile,
         observations: options.observations,
-        simulate: options.simulate,
+        ...(options.simulate ? {} : { simulate: false }),
         shares: options.shares,
         layerCalls: options.layerCalls,
         networks: withoutUndefined({ lpips, inception, inceptionRange, clipImage, clipText, clipTokenizer }),

@@ -1,5 +1,6 @@
 import { Command, Option } from "commander";
 import { loadConfig } from "../build/config.ts";
+import { decibels } from "../metrics/index.ts";
 import { tuneProfile, tuneSchema } from "../tune/index.ts";
 import { parseCount, parseNumber, parseSeed } from "./arguments.ts";
 import { printTuned } from "./build.ts";
@@ -61,7 +62,7 @@ export function tuneCommand(terminal: () => Terminal): Command {
         trajectories: await trajectoryFiles(calibration),
         signal: interruptSignal(),
         onProgress: ({ step, steps, loss }) =>
-          term.progress("training ranges", step, steps, `${(-10 * Math.log10(loss)).toFixed(1)} dB`),
+          term.progress("training ranges", step, steps, `${decibels(loss).toFixed(1)} dB`),
       });
       term.endProgress();
       term.result({ ...result, tuned: tuned.tuned });

@@ -201,7 +201,7 @@ function fixedRank({ rank, exposed }: CompileOptions, profile: Profile, file: Sl
   return wanted;
 }
 
-/** Weights must stay integers: their DequantizeLinear depends on constants alone, and is not folded. */
+/** Weights must stay integers: their DequantizeLinear depends on constants alone, and is not folded. Merging comes before {@link ownZeroPoints}. */
 async function simplify(model: Model): Promise<void> {
   const keep = new Set(["QuantizeLinear", "DequantizeLinear"]);
   await runPasses(model, [identityRemoval, deadCodeElimination, constantFolding({ keep }), commonSubexpressions]);

@@ -5,7 +5,7 @@ import { alphaSigma, createScheduler, SeededRandom, type TensorData } from "@qua
 import { z } from "zod";
 import { type CalibrateOptions, denoiserSlots } from "../calibrate/calibrate.ts";
 import { type ModelCall, writeTrajectory } from "../calibrate/trajectory.ts";
-import { parseJsonFile } from "../model/model-folder.ts";
+import { parseJsonFile, readScheduler } from "../model/model-folder.ts";
 import { openFolder } from "../open.ts";
 import { readTrainingFolder } from "../train/dataset.ts";
 import { encodeDataset } from "../train/encode-dataset.ts";
@@ -41,10 +41,9 @@ export async function recordDataset(
       onProgress: (done, total) => options.onProgress?.(`encoding ${task}`, done, total),
     });
     const { guidance = 7.5, steps = 20 } = pipeline.task(task);
-    const schedulerFile = join(exposed, "scheduler", "scheduler_config.json");
-    const config = parseJsonFile(schedulerFile, await readFile(schedulerFile, "utf8"), z.looseObject({}));
-    const { timesteps } = createScheduler(config, steps, { file: schedulerFile });
-    const levels = alphaSigma(config, { file: schedulerFile });
+    const { scheduler, schedulerFile } = await readScheduler(exposed);
+    const { timesteps } = createScheduler(scheduler, steps, { file: schedulerFile });
+    const levels = alphaSigma(scheduler, { file: schedulerFile });
     const timestepType = inputs.find(({ name }) => name === "timestep")?.type ?? "int64";
     const random = new SeededRandom(settings.seed);
     const { height, width, tokens, textWidth, texts } = encoded;

@@ -1,14 +1,15 @@
 import { createHash } from "node:crypto";
-import { readdir, readFile, rm } from "node:fs/promises";
+import { readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { InputError, loadModel } from "@quad/onnx";
 import type { SafetensorsInput, SlotsFile } from "@quad/runtime";
-import { z } from "zod";
 import { denoiserSlots, shapeOf } from "../calibrate/calibrate.ts";
 import { readTrajectory } from "../calibrate/trajectory.ts";
+import { factorDims, slotInputs } from "../expose/slots.ts";
 import { hashFile } from "../files/hash.ts";
 import { writeSafetensors } from "../files/safetensors.ts";
-import { componentFile, parseJsonFile } from "../model/model-folder.ts";
+import { decibels } from "../metrics/index.ts";
+import { componentFile, readScheduler } from "../model/model-folder.ts";
 import { encodeAdapter, factorsOf } from "../profile/adapter-encodings.ts";
 import { type AdapterFile, readAdapterFile } from "../profile/adapter-file.ts";
 import { refuseOtherGraph } from "../profile/exposed-adapters.ts";
@@ -121,8 +122,7 @@ export async function distillAdapter(options: DistillAdapterOptions): Promise<Di
     weightDecay: settings.weightDecay,
     ...(settings.segments > 1 ? { segments: settings.segments } : {}),
   });
-  const schedulerFile = join(exposed, "scheduler", "scheduler_config.json");
-  const scheduler = parseJsonFile(schedulerFile, await readFile(schedulerFile, "utf8"), z.looseObject({}));
+  const { scheduler, schedulerFile } = await readScheduler(exposed);
   const { timestep, batchInputs } = student;
   const { validationPictures } = settings;
   const batches = teacherBatches(trajectory, {
@@ -194,10 +194,6 @@ async function removeCheckpoints(folder: string, adapter: string): Promise<void>
   }
 }
 
-function decibels(relativeNoise: number): number {
-  return -10 * Math.log10(relativeNoise);
-}
-
 /** Factors of components that keep full precision, padded to the file's new rank. */
 function otherTensors(
   { components }: SlotsFile,
@@ -207,12 +203,11 @@ function otherTensors(
 ): SafetensorsInput[] {
   return Object.entries(components)
     .filter(([component]) => component !== denoiser)
-    .flatMap(([, { slots }]) => slots)
-    .flatMap(({ inputA, shapeA, inputB, shapeB }) => [[inputA, shapeA] as const, [inputB, shapeB] as const])
+    .flatMap(([, { slots }]) => [...slotInputs(slots)])
     .flatMap(([name, declared]): SafetensorsInput[] => {
       const values = tensors.get(name);
       if (!values) return [];
-      const shape = declared.map((dim) => (dim === "rank" ? rank : dim));
+      const shape = factorDims(declared, rank);
       const inner = shape.slice(declared.indexOf("rank") + 1).reduce((product, dim) => product * dim, 1);
       const data = new Float32Array((values.length / ownRank) * rank);
       for (let from = 0, to = 0; from < values.length; from += ownRank * inner, to += rank * inner) {

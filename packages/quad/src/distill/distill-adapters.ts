@@ -3,6 +3,7 @@ import { statSync } from "node:fs";
 import { availableParallelism, freemem } from "node:os";
 import { InputError, type InputProblem } from "@quad/onnx";
 import { denoiserSlots } from "../calibrate/calibrate.ts";
+import { decibels as toDecibels } from "../metrics/index.ts";
 import { componentFile } from "../model/model-folder.ts";
 import type { TrainingProgress } from "../train/training-loop.ts";
 import { type DistillAdapterOptions, type DistillAdapterResult, distillAdapter } from "./distill-adapter.ts";
@@ -48,8 +49,8 @@ export async function distillAdapters(
       const onProgress = ({ step, loss, terms }: TrainingProgress) => {
         steps[index] = step;
         const { features } = terms;
-        decibels[job.adapter] = -10 * Math.log10(loss - job.settings.features * (features ?? 0));
-        if (features !== undefined) featureDecibels[job.adapter] = -10 * Math.log10(features);
+        decibels[job.adapter] = toDecibels(loss - job.settings.features * (features ?? 0));
+        if (features !== undefined) featureDecibels[job.adapter] = toDecibels(features);
         options.onProgress?.({ done: steps.reduce((a, b) => a + b, 0), total, decibels, featureDecibels });
       };
       signal.throwIfAborted();

@@ -8,6 +8,7 @@ import type { Pipeline } from "@quad/runtime";
 import { recordTrajectory, type TaskCase, writeTrajectory } from "../calibrate/trajectory.ts";
 import type { BoundAdapter } from "../expose/bind-adapter.ts";
 import { writeSafetensors } from "../files/safetensors.ts";
+import { decibels } from "../metrics/index.ts";
 import { readAdapterFile } from "../profile/adapter-file.ts";
 import { distillAdapter } from "./distill-adapter.ts";
 import type { DistillSettings } from "./options.ts";
@@ -72,8 +73,7 @@ export async function distillNew(
   const { file } = await distillAdapter({
     ...{ exposed, profile, adapter: name, adapters, trajectory, settings, out: join(work, "out") },
     ...(signal ? { signal } : {}),
-    onProgress: ({ step, steps, loss }) =>
-      onProgress?.("distilling", step, steps, `${(-10 * Math.log10(loss)).toFixed(1)} dB`),
+    onProgress: ({ step, steps, loss }) => onProgress?.("distilling", step, steps, `${decibels(loss).toFixed(1)} dB`),
   });
   const { rank, tensors } = await readAdapterFile(file);
   await rm(work, { recursive: true, force: true });

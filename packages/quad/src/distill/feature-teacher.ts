@@ -1,9 +1,9 @@
 import { cloneModel, deadCodeElimination, type Model, runPasses } from "@quad/onnx";
 import type { SlotsFile, TensorData } from "@quad/runtime";
 import * as ort from "onnxruntime-node";
+import { fixFactors, fixStrength } from "../expose/fix-factors.ts";
 import { openFromFile } from "../train/training-graph.ts";
 import type { FeatureBlock } from "./feature-blocks.ts";
-import { fixFactors } from "./fixed-factors.ts";
 
 /** Name of the training graph's input for the teacher's activations behind a block. */
 export const featureInput = (block: FeatureBlock): string => `distill.features.${block.name}`;
@@ -34,6 +34,7 @@ export class FeatureTeacher {
   ): Promise<FeatureTeacher> {
     const model = cloneModel(prepared);
     const { graph } = model;
+    fixStrength(graph, slots.strengthInput, adapter.rank);
     fixFactors(graph, slots, adapter.rank, adapter.tensors);
     const values = new Map([...graph.nodes].flatMap(({ outputs }) => outputs.map((value) => [value?.name, value])));
     graph.outputs.splice(0, graph.outputs.length, ...new Set(blocks.map(({ output }) => values.get(output)!)));

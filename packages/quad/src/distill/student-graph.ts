@@ -2,7 +2,6 @@ import {
   Builder,
   cloneModel,
   type Dims,
-  deadCodeElimination,
   type Graph,
   InputError,
   type Model,
@@ -12,16 +11,16 @@ import {
   type Value,
 } from "@quad/onnx";
 import type { SlotsFile } from "@quad/runtime";
-import { CodeNodes } from "../compile/code-nodes.ts";
-import { type Profile, pointEncoding } from "../profile/profile.ts";
+import { placeEncodings } from "../compile/place-encodings.ts";
+import { fixFactors, fixStrength } from "../expose/fix-factors.ts";
+import type { Profile } from "../profile/profile.ts";
 import { gridLimits } from "../quantization/index.ts";
-import { buildSimulation, encodingInputs, type Simulation } from "../simulate/simulation-graph.ts";
+import { buildSimulation } from "../simulate/simulation-graph.ts";
 import { perRowTimesteps } from "../train/denoiser-graph.ts";
 import { buildTrainingGraph, type TrainingGraph, type TrainingGraphOptions } from "../train/training-graph.ts";
 import { codesPerUnit, type FactorInput } from "./factor-codes.ts";
 import type { FeatureBlock } from "./feature-blocks.ts";
 import { featureInput } from "./feature-teacher.ts";
-import { fixFactors } from "./fixed-factors.ts";
 
 /** Names of what a distillation step takes besides the denoiser's own inputs. */
 export const distillNames = {
@@ -87,6 +86,7 @@ export async function buildStudent(
   const inputNamed = (name: string) => graph.inputs.find((input) => input.name === name)!;
   await placeEncodings(simulation, profile);
   const trained = new Set(inputs.map(({ name }) => name));
+  fixStrength(graph, slots.strengthInput, options.rank);
   const shapes: Record<string, Dims> = fixFactors(graph, slots, options.rank, new Map(), trained);
   const { features = 0, blocks = [] } = options;
   // As outputs, they outlive the passes under whatever name.
@@ -133,42 +133,6 @@ export async function buildStudent(
     batchInputs,
     timestep: { type: (times?.dataType ?? "int64") as "int64", dims: [...(times ? build.dims(times) : [])] },
   };
-}
-
-/**
- * Gives the simulated graph the profile's encodings for good. Pairs of QuantizeLinear and DequantizeLinear compute the same as
- * the simulation's operators, in half the time.
- * @param scales - values, zero-dimensional, in place of the profile's scales at the points that it names
- * @throws InputError if the profile lacks a point
- */
-export async function placeEncodings(
-  { model, points }: Pick<Simulation, "model" | "points">,
-  profile: Profile,
-  scales: ReadonlyMap<string, Value> = new Map(),
-): Promise<void> {
-  const { graph } = model;
-  model.opsets.set("com.microsoft", 1);
-  const codes = new CodeNodes(graph);
-  const nodes = new Map([...graph.nodes].map((node) => [node.name, node]));
-  for (const { name } of points) {
-    const point = profile.points[name];
-    if (!point) {
-      throw new InputError({
-        what: "the profile has no encoding for a value of this graph",
-        where: name,
-        fix: "Make the profile again from this exposed folder.",
-      });
-    }
-    const encoding = pointEncoding(point);
-    const value = nodes.get(`quad/${name}/Clip`)!.input(0);
-    const rounded = nodes.get(`quad/${name}/Mul`)!.output();
-    const scale = scales.get(name);
-    const replacement = codes.dequantize(codes.quantize(value, encoding, name, scale), encoding, name, scale);
-    graph.replace(rounded, replacement);
-  }
-  await runPasses(model, [deadCodeElimination]);
-  const names = new Set<string>(Object.values(encodingInputs));
-  graph.inputs.splice(0, graph.inputs.length, ...graph.inputs.filter(({ name }) => !names.has(name)));
 }
 
 /**

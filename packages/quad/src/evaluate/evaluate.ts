@@ -15,7 +15,13 @@ import { type NetworkPaths, openNetworks } from "./networks.ts";
 import { drawPictures, removeOthers } from "./pictures.ts";
 import { openReference } from "./reference.ts";
 import { ablationOf, compareAll, describeResults, scalesOf } from "./results.ts";
-import { findSimulation, sharesOf, simulatedVariants, type Variant } from "./simulated-variants.ts";
+import {
+  findSimulation,
+  type SimulatedVariant,
+  sharesOf,
+  simulatedVariants,
+  type Variant,
+} from "./simulated-variants.ts";
 
 /** What {@link evaluate} compares with, draws and measures. */
 export interface EvaluateOptions {
@@ -35,10 +41,11 @@ export interface EvaluateOptions {
   profile?: string | undefined;
   /** Default: the latest in the configuration's work folder. */
   observations?: string | undefined;
-  /** Draw the simulated variants too: the profile without training, a profile per task, everything at 8 bits. */
-  simulate?: boolean | undefined;
-  /** Which of the simulated variants to draw: `untrained`, `own`, `all8`; default: all. */
-  simulated?: readonly string[] | undefined;
+  /**
+   * Simulated variants to draw too: the profile without training, a profile per task, everything at 8 bits; default: all.
+   * With false, nothing is simulated, and causes are not measured.
+   */
+  simulate?: false | readonly SimulatedVariant[] | undefined;
   /** Shares of narrow layers to draw for the ablation table, 0 to 1. */
   shares?: readonly number[] | undefined;
   /** Denoiser calls per task that layers are measured on; 0 leaves this out. */
@@ -121,8 +128,10 @@ export async function evaluate(candidate: string, options: EvaluateOptions): Pro
         drawer: folderDrawer(candidate, tasks, await folderIdentity(candidate, hashes)),
       },
       ...(simulation
-        ? simulatedVariants(simulation, sharesOf(simulation, causes.noise, options.shares, notes)).filter(
-            ({ info, ablation }) => (options.simulated?.includes(info.name) ?? true) || ablation?.share != null,
+        ? simulatedVariants(
+            simulation,
+            sharesOf(simulation, causes.noise, options.shares, notes),
+            options.simulate || undefined,
           )
         : []),
     ];

@@ -19,7 +19,7 @@ export interface FindOptions {
   config: BuildConfig;
   profile?: string | undefined;
   observations?: string | undefined;
-  simulate?: boolean | undefined;
+  simulate?: false | readonly SimulatedVariant[] | undefined;
   cache: string;
   hashes: HashCache;
   signal?: AbortSignal;
@@ -120,8 +120,21 @@ export function sharesOf(
   return shares.map((share) => ({ share, layers: allocateShare(sensitivity, share, keepWide) }));
 }
 
+/** Alternatives by name: the shared profile without training, a profile per task, every activation at 8 bits. */
+export type SimulatedVariant = "untrained" | "own" | "all8";
+
 /** The alternatives that a bundle is shown beside. */
-export function simulatedVariants(simulations: Simulations, shares: readonly NarrowShare[]): Variant[] {
+export function simulatedVariants(
+  simulations: Simulations,
+  shares: readonly NarrowShare[],
+  wanted: readonly SimulatedVariant[] = ["untrained", "own", "all8"],
+): Variant[] {
+  const known = alternatives(simulations, shares.length > 0);
+  const chosen = known.filter(({ info }) => wanted.some((name) => name === info.name));
+  return [...chosen, ...shareVariants(simulations, shares)];
+}
+
+function alternatives(simulations: Simulations, isInTable: boolean): Variant[] {
   const { profile, observations } = simulations.sources;
   const variants: Variant[] = [
     {
@@ -172,26 +185,29 @@ export function simulatedVariants(simulations: Simulations, shares: readonly Nar
         scales: "shared",
         encodings: (points) => simulations.encodingsOf(points, simulations.members, new Set(), everything),
       }),
-      ...(shares.length > 0 ? { ablation: { share: null, narrowLayers: 0 } } : {}),
+      ...(isInTable ? { ablation: { share: null, narrowLayers: 0 } } : {}),
     },
   );
-  for (const { share, layers: chosen } of shares) {
-    const policy = { ...profile.policy, narrowEverything: false };
-    variants.push({
-      info: {
-        name: `share ${share}`,
-        label: `${Math.round(100 * share)} % of layers at 8 bits`,
-        description: "",
-        kind: "simulated",
-      },
-      drawer: simulations.drawer({
-        identity: ["share", [...chosen].sort()],
-        isObserved: true,
-        scales: "shared",
-        encodings: (points) => simulations.encodingsOf(points, simulations.members, chosen, policy),
-      }),
-      ablation: { share, narrowLayers: chosen.size },
-    });
-  }
   return variants;
+}
+
+function shareVariants(simulations: Simulations, shares: readonly NarrowShare[]): Variant[] {
+  const { profile, observations } = simulations.sources;
+  if (!observations) return [];
+  const policy = { ...profile.policy, narrowEverything: false };
+  return shares.map(({ share, layers: chosen }) => ({
+    info: {
+      name: `share ${share}`,
+      label: `${Math.round(100 * share)} % of layers at 8 bits`,
+      description: "",
+      kind: "simulated",
+    },
+    drawer: simulations.drawer({
+      identity: ["share", [...chosen].sort()],
+      isObserved: true,
+      scales: "shared",
+      encodings: (points) => simulations.encodingsOf(points, simulations.members, chosen, policy),
+    }),
+    ablation: { share, narrowLayers: chosen.size },
+  }));
 }

@@ -1,7 +1,7 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { InputError } from "@quad/onnx";
-import { type SlotsFile, slotsFileSchema } from "@quad/runtime";
+import { type Slot, type SlotsFile, slotsFileSchema } from "@quad/runtime";
 import { parseJsonFile } from "../model/model-folder.ts";
 
 /** @throws InputError if the folder is no exposed folder */
@@ -19,4 +19,17 @@ export async function readSlots(exposed: string): Promise<SlotsFile> {
     });
   }
   return parseJsonFile(file, text, slotsFileSchema);
+}
+
+/** The graph inputs for factors, with their shapes; "rank" stands for the adapter's. */
+export function* slotInputs(slots: readonly Slot[]): Generator<[name: string, shape: Slot["shapeA"]]> {
+  for (const { inputA, shapeA, inputB, shapeB } of slots) {
+    yield [inputA, shapeA];
+    yield [inputB, shapeB];
+  }
+}
+
+/** A factor's shape at one rank. */
+export function factorDims(shape: Slot["shapeA"], rank: number): number[] {
+  return shape.map((dim) => (dim === "rank" ? rank : dim));
 }

@@ -41,6 +41,11 @@ export function sqnr(reference: ArrayLike<number>, approximation: ArrayLike<numb
   return noise === 0 ? Number.POSITIVE_INFINITY : 10 * Math.log10(signal / noise);
 }
 
+/** Signal to noise in dB of a noise power relative to the signal's. */
+export function decibels(relativeNoise: number): number {
+  return -10 * Math.log10(relativeNoise);
+}
+
 function checkSameLength(a: ArrayLike<number>, b: ArrayLike<number>): void {
   if (a.length !== b.length || a.length === 0)
     throw new InputError({

@@ -7,7 +7,7 @@ export {
   type ImageEmbeddingOptions,
   type TextEmbeddingOptions,
 } from "./clip.ts";
-export { jensenShannonDivergence, sqnr } from "./divergence.ts";
+export { decibels, jensenShannonDivergence, sqnr } from "./divergence.ts";
 export { type FeatureOptions, fid, type ImageFeatures, imageFeatures } from "./fid.ts";
 export { fitGaussian, frechetDistance, frechetDistanceOfGaussians, type Gaussian } from "./frechet.ts";
 export type { Image, MetricChannels } from "./image.ts";

@@ -91,3 +91,14 @@ export function parseJsonFile<S extends z.ZodType>(file: string, text: string, s
     ...(issue.path.length > 0 ? { where: issue.path.join(".") } : {}),
   });
 }
+
+/**
+ * A folder's `scheduler/scheduler_config.json`, and its path for messages. What the values mean is the runtime's to check.
+ * @throws InputError if it is missing or no JSON object
+ */
+export async function readScheduler(folder: string): Promise<{ scheduler: unknown; schedulerFile: string }> {
+  const schedulerFile = join(folder, "scheduler", "scheduler_config.json");
+  if (!existsSync(schedulerFile)) throw new InputError({ what: "there is no such file", file: schedulerFile });
+  const scheduler = parseJsonFile(schedulerFile, await readFile(schedulerFile, "utf8"), z.looseObject({}));
+  return { scheduler, schedulerFile };
+}

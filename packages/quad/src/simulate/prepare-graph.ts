@@ -1,5 +1,6 @@
 import { InputError, type Model, specialize, tensorType } from "@quad/onnx";
 import type { SlotsFile } from "@quad/runtime";
+import { slotInputs } from "../expose/slots.ts";
 import { findBranches } from "./quantizable.ts";
 
 /**
@@ -56,10 +57,7 @@ export async function prepareGraph(
 
 function* adapterInputShapes(slots: SlotsFile["components"][string]): Generator<[string, (number | "rank")[]]> {
   yield [slots.strengthInput, ["rank"]];
-  for (const { inputA, shapeA, inputB, shapeB } of slots.slots) {
-    yield [inputA, shapeA];
-    yield [inputB, shapeB];
-  }
+  yield* slotInputs(slots.slots);
 }
 
 function denoiserInputShape(

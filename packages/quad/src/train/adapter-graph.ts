@@ -1,6 +1,7 @@
-import { InputError, type Model, Tensor } from "@quad/onnx";
+import { InputError, type Model } from "@quad/onnx";
 import type { Slot } from "@quad/runtime";
 import { exposeGraph } from "../expose/expose-graph.ts";
+import { fixStrength } from "../expose/fix-factors.ts";
 import type { Layer } from "../layers/find-layers.ts";
 import { buildDenoiserGraph, checkDenoiser, type DenoiserGraph, type DenoiserGraphOptions } from "./denoiser-graph.ts";
 
@@ -28,16 +29,9 @@ export async function buildAdapterGraph(
   const { rank, scale } = options;
   const { slots, strengthInput } = exposeGraph(model, "unet", layers, { kind: "fixed", rank });
   const inputNamed = (name: string) => graph.inputs.find((input) => input.name === name)!;
-  constantStrength(model, strengthInput, rank, scale);
+  fixStrength(graph, strengthInput, rank, scale);
   const factors = slots.flatMap(({ inputA, inputB }) => [inputNamed(inputA), inputNamed(inputB)]);
   return { ...(await buildDenoiserGraph(model, factors, options)), slots };
-}
-
-/** Makes the strengths a constant: `scale` for every rank. */
-export function constantStrength({ graph }: Model, strengthInput: string, rank: number, scale: number): void {
-  const strength = graph.inputs.find((input) => input.name === strengthInput)!;
-  graph.replace(strength, graph.addInitializer("training.scale", Tensor.float32([rank], new Array(rank).fill(scale))));
-  graph.inputs.splice(graph.inputs.indexOf(strength), 1);
 }
 
 /** The slots of the chosen layers. @throws InputError where there is none */

@@ -1,11 +1,12 @@
-import { type Model, Tensor, tensorType } from "@quad/onnx";
+import { type Model, tensorType } from "@quad/onnx";
 import type { SlotsFile } from "@quad/runtime";
-import { placeEncodings } from "../distill/student-graph.ts";
+import { placeEncodings } from "../compile/place-encodings.ts";
+import { fixFactors, fixStrength } from "../expose/fix-factors.ts";
 import type { Layer } from "../layers/find-layers.ts";
 import type { Profile } from "../profile/profile.ts";
 import { prepareGraph } from "../simulate/prepare-graph.ts";
 import { buildSimulation } from "../simulate/simulation-graph.ts";
-import { type AdapterGraph, type AdapterGraphOptions, constantStrength, requireSlots } from "./adapter-graph.ts";
+import { type AdapterGraph, type AdapterGraphOptions, requireSlots } from "./adapter-graph.ts";
 import { batchNames, buildDenoiserGraph, perRowTimesteps } from "./denoiser-graph.ts";
 
 /**
@@ -35,22 +36,10 @@ export async function buildQuantizedAdapterGraph(
   const { model } = simulation;
   const { graph } = model;
   const inputNamed = (name: string) => graph.inputs.find((input) => input.name === name)!;
-  constantStrength(model, component.strengthInput, rank, scale);
-  const trained = new Set(slots);
-  for (const slot of component.slots) {
-    for (const [name, shape] of [
-      [slot.inputA, slot.shapeA],
-      [slot.inputB, slot.shapeB],
-    ] as const) {
-      const dims = shape.map((dim) => (dim === "rank" ? rank : dim));
-      const input = inputNamed(name);
-      input.type = tensorType("float32", dims);
-      if (trained.has(slot)) continue;
-      const empty = new Float32Array(dims.reduce((a, b) => a * b, 1));
-      graph.replace(input, graph.addInitializer(`${name}.empty`, Tensor.float32(dims, empty)));
-      graph.inputs.splice(graph.inputs.indexOf(input), 1);
-    }
-  }
+  fixStrength(graph, component.strengthInput, rank, scale);
+  const trained = new Set(slots.flatMap(({ inputA, inputB }) => [inputA, inputB]));
+  const shapes = fixFactors(graph, component, rank, new Map(), trained);
+  for (const [name, dims] of Object.entries(shapes)) inputNamed(name).type = tensorType("float32", dims);
   const factors = slots.flatMap(({ inputA, inputB }) => [inputNamed(inputA), inputNamed(inputB)]);
   const built = await buildDenoiserGraph(model, factors, { ...options, straightThroughRound: true });
   return { ...built, slots };

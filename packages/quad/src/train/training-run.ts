@@ -6,7 +6,13 @@ import { basename, dirname, join, resolve } from "node:path";
 import { InputError, type Model } from "@quad/onnx";
 import { z } from "zod";
 import { findLayers, type Layer } from "../layers/find-layers.ts";
-import { loadComponent, type ModelFolder, openModelFolder, parseJsonFile } from "../model/model-folder.ts";
+import {
+  loadComponent,
+  type ModelFolder,
+  openModelFolder,
+  parseJsonFile,
+  readScheduler,
+} from "../model/model-folder.ts";
 import type { TrainingCurve } from "./checkpoint.ts";
 import { readTrainingFolder } from "./dataset.ts";
 import { type DenoiserGraph, type DenoiserGraphOptions, parametersName } from "./denoiser-graph.ts";
@@ -172,8 +178,7 @@ export async function runTraining(
       memoryLimit: memoryShare * totalmem(),
     },
   );
-  const schedulerFile = join(folder.path, "scheduler", "scheduler_config.json");
-  const scheduler = parseJsonFile(schedulerFile, await readFile(schedulerFile, "utf8"), z.looseObject({}));
+  const { scheduler, schedulerFile } = await readScheduler(folder.path);
   const { captionDropout, validateEvery } = options;
   const batchOptions = { batch, seed, scheduler, schedulerFile, timestep: graph.timestep };
   const source = diffusionBatches(dataset, { ...batchOptions, captionDropout });

@@ -1,9 +1,11 @@
 import { Builder, cloneModel, type Dims, type Model, runPasses, specialize, Tensor, type Value } from "@quad/onnx";
 import type { SlotsFile } from "@quad/runtime";
-import { buildLoss, placeEncodings, type StudentGraph } from "../distill/student-graph.ts";
+import { placeEncodings } from "../compile/place-encodings.ts";
+import { buildLoss, type StudentGraph } from "../distill/student-graph.ts";
+import { fixStrength } from "../expose/fix-factors.ts";
+import { factorDims, slotInputs } from "../expose/slots.ts";
 import type { Profile } from "../profile/profile.ts";
 import { buildSimulation } from "../simulate/simulation-graph.ts";
-import { constantStrength } from "../train/adapter-graph.ts";
 import { perRowTimesteps } from "../train/denoiser-graph.ts";
 import { buildTrainingGraph, type TrainingGraphOptions } from "../train/training-graph.ts";
 import { type RangeGroup, rangeGroups } from "./range-groups.ts";
@@ -55,12 +57,9 @@ export async function buildRangeGraph(
   await placeEncodings(simulation, profile, scales);
 
   const { rank } = options;
-  constantStrength(model, slots.strengthInput, rank, 1);
+  fixStrength(graph, slots.strengthInput, rank);
   const shapes: Record<string, Dims> = {};
-  for (const { inputA, shapeA, inputB, shapeB } of slots.slots) {
-    shapes[inputA] = shapeA.map((dim) => (dim === "rank" ? rank : dim));
-    shapes[inputB] = shapeB.map((dim) => (dim === "rank" ? rank : dim));
-  }
+  for (const [name, shape] of slotInputs(slots.slots)) shapes[name] = factorDims(shape, rank);
   for (const input of graph.inputs) shapes[input.name] ??= input.concreteShape!;
   await specialize(model, { inputs: shapes });
 

@@ -2,6 +2,7 @@ import { InputError } from "@quad/onnx";
 import type { SlotsFile, TensorData } from "@quad/runtime";
 import type { Trajectory } from "../calibrate/trajectory.ts";
 import { type TeacherBatchOptions, teacherBatches } from "../distill/teacher-batches.ts";
+import { factorDims, slotInputs } from "../expose/slots.ts";
 import type { EncodedAdapter } from "../profile/adapter-encodings.ts";
 import type { BatchSource } from "../train/training-loop.ts";
 
@@ -64,15 +65,11 @@ export function factorTensors(
   values: EncodedAdapter["values"] | null,
 ): Record<string, TensorData> {
   const known = new Map(values?.map(({ name, data }) => [name, data as Float32Array]));
-  const inputs = slots.flatMap(({ inputA, shapeA, inputB, shapeB }) => [
-    [inputA, shapeA] as const,
-    [inputB, shapeB] as const,
-  ]);
-  return Object.fromEntries(
-    inputs.map(([name, shape]) => {
-      const dims = shape.map((dim) => (dim === "rank" ? rank : dim));
-      const data = known.get(name) ?? new Float32Array(dims.reduce((a, b) => a * b, 1));
-      return [name, { type: "float32" as const, dims, data }];
-    }),
-  );
+  const tensors: Record<string, TensorData> = {};
+  for (const [name, shape] of slotInputs(slots)) {
+    const dims = factorDims(shape, rank);
+    const data = known.get(name) ?? new Float32Array(dims.reduce((a, b) => a * b, 1));
+    tensors[name] = { type: "float32", dims, data };
+  }
+  return tensors;
 }

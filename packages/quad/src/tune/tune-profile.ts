@@ -1,16 +1,16 @@
 import { createHash } from "node:crypto";
-import { readFile, rm } from "node:fs/promises";
+import { rm } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { InputError, loadModel } from "@quad/onnx";
 import type { SlotsFile, TensorData } from "@quad/runtime";
-import { z } from "zod";
 import { alignBatches, denoiserSlots, shapeOf } from "../calibrate/calibrate.ts";
 import { readTrajectory, type Trajectory } from "../calibrate/trajectory.ts";
 import { rowsPerCall } from "../distill/teacher-batches.ts";
 import { hashFile } from "../files/hash.ts";
-import { componentFile, parseJsonFile } from "../model/model-folder.ts";
+import { decibels } from "../metrics/index.ts";
+import { componentFile, readScheduler } from "../model/model-folder.ts";
 import { encodeAdapter } from "../profile/adapter-encodings.ts";
-import { graphIdentity, loadFactors } from "../profile/exposed-adapters.ts";
+import { loadFactors, refuseOtherGraph } from "../profile/exposed-adapters.ts";
 import { type Profile, readProfile, writeProfile } from "../profile/profile.ts";
 import { prepareGraph } from "../simulate/prepare-graph.ts";
 import type { TrainingCurve } from "../train/checkpoint.ts";
@@ -77,8 +77,7 @@ export async function tuneProfile(options: TuneProfileOptions): Promise<TuneProf
     ...{ reconstruction: settings.reconstruction, guided: settings.guided, clipNorm: settings.clipNorm },
     ...(settings.segments > 1 ? { segments: settings.segments } : {}),
   });
-  const schedulerFile = join(exposed, "scheduler", "scheduler_config.json");
-  const scheduler = parseJsonFile(schedulerFile, await readFile(schedulerFile, "utf8"), z.looseObject({}));
+  const { scheduler, schedulerFile } = await readScheduler(exposed);
   const batches = taskBatches(trajectories, tensors, {
     ...{ calls, validationShare, scheduler, schedulerFile, timestep, batchInputs },
   });
@@ -149,13 +148,7 @@ async function checkProfile(
   if (settings.steps < 1) {
     throw new InputError({ what: "there is nothing to do in 0 steps", where: "tune.steps", expected: "1 or more" });
   }
-  if (profile.component !== component || profile.graph !== (await graphIdentity(exposed, component))) {
-    throw new InputError({
-      what: "the profile belongs to another graph",
-      file,
-      fix: "Make the profile from this exposed folder.",
-    });
-  }
+  await refuseOtherGraph(profile, exposed, component, file);
   const { height, width, tokens } = profile.shape;
   const recorded = shapeOf(trajectories);
   if (recorded.height === height && recorded.width === width && recorded.tokens === tokens) return;
@@ -202,8 +195,4 @@ async function meanLoss(
 
 function mean(values: readonly number[]): number {
   return values.reduce((sum, value) => sum + value, 0) / values.length;
-}
-
-function decibels(relativeNoise: number): number {
-  return -10 * Math.log10(relativeNoise);
 }
