@@ -33,7 +33,7 @@ export default async function bench() {
     const { strategy } = await readProfile(join(config.out, "profile.json"));
     const evaluation = await evaluate(config.out, {
       ...{ against: pocket, config, out: join(folder, "evaluation"), pictures, layerCalls: 0, onProgress },
-      simulated: ["untrained", "own"],
+      simulate: ["untrained", "own"],
     });
     terminal.endProgress();
     tables[width] = tableOf(evaluation, strategy.anchor);

@@ -16,7 +16,7 @@ import { fileURLToPath } from "node:url";
  * @property {boolean} [informative] shown, never compared
  */
 
-/** @typedef {{ title: string, figures: Figure[], notes?: string[] }} Result */
+/** @typedef {{ title: string, figures: Figure[], notes?: string[], measured?: string }} Result `measured`: when, ISO 8601 */
 
 export function median(values) {
   const sorted = [...values].sort((a, b) => a - b);

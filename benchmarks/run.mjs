@@ -28,6 +28,10 @@ const facts = machine();
 console.log(
   `${facts.cpu}, ${facts.cores} cores, ${facts.memoryGB} GB, node ${facts.node}, ONNX Runtime ${facts.onnxruntime}`,
 );
+const output = join(folder, "results/latest.json");
+// A run of some benchmarks leaves the others' results, if they are of the same machine.
+const known = existsSync(output) ? await readResults(output, "benchmarks/results/latest.json") : null;
+const all = known?.machine.cpu === facts.cpu ? { ...known.results } : {};
 /** @type {Record<string, import("./harness.mjs").Result>} */
 const results = {};
 for (const name of wanted.length > 0 ? wanted : options["only-tables"] ? [] : names) {
@@ -35,15 +39,12 @@ for (const name of wanted.length > 0 ? wanted : options["only-tables"] ? [] : na
   const result = await inOwnProcess(join(folder, `${name}${suffix}`), "default");
   results[name] = { measured: new Date().toISOString(), ...result };
   print(name, results[name], performance.now() - started);
+  // At once: the next one may take an hour, and fail.
+  all[name] = results[name];
+  const content = { format: "quad-benchmarks", version: 1, machine: facts, results: all };
+  await writeFileAtomically(output, `${JSON.stringify(content, null, 2)}\n`);
 }
-const output = join(folder, "results/latest.json");
-// A run of some benchmarks leaves the others' results, if they are of the same machine.
-const known = existsSync(output) ? await readResults(output, "benchmarks/results/latest.json") : null;
-const kept = known?.machine.cpu === facts.cpu ? known.results : {};
-const all = { ...kept, ...results };
-const content = { format: "quad-benchmarks", version: 1, machine: facts, results: all };
-await writeFileAtomically(output, `${JSON.stringify(content, null, 2)}\n`);
-console.log("\nWrote benchmarks/results/latest.json");
+if (Object.keys(results).length > 0) console.log("\nWrote benchmarks/results/latest.json");
 if (options.readme) {
   const names = await fillTables(join(folder, "../README.md"), readmeTables(all, await readScale(folder)));
   console.log(`Wrote README.md: ${names.join(", ") || "no table has its results"}`);

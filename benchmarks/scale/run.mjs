@@ -10,7 +10,7 @@ import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { distillAdapter, loadConfig, recordTeacher, storageSizes, storageTable } from "quad";
 import { writeMerged } from "../folders.mjs";
-import { inOwnProcess, machine, median } from "../harness.mjs";
+import { inOwnProcess, machine, median, peakMegabytes } from "../harness.mjs";
 import { fillTables, markdown, round } from "../tables.mjs";
 
 const own = fileURLToPath(import.meta.url);
@@ -31,7 +31,6 @@ const [work] = positionals;
 /** Runs a command of the command line in this process: called in a process of its own. */
 export async function runCommand(parameters) {
   const { main } = await import("../../packages/quad/dist/cli/main.js");
-  const { peakMegabytes } = await import("../harness.mjs");
   const started = performance.now();
   await main(parameters);
   if (process.exitCode) throw new Error(`quad ${parameters.join(" ")} ended with ${process.exitCode}`);
@@ -40,7 +39,6 @@ export async function runCommand(parameters) {
 
 /** The teacher's calls of one adapter, cached on disk: called in a process of its own. */
 export async function runTeacher({ exposed, config, adapter, trajectory }) {
-  const { peakMegabytes } = await import("../harness.mjs");
   const { loadCases } = await import("../../packages/quad/dist/build/build.js");
   const started = performance.now();
   const { tasks, distill } = await loadConfig(config);
@@ -50,7 +48,6 @@ export async function runTeacher({ exposed, config, adapter, trajectory }) {
 
 /** A few steps of one adapter's distillation: called in a process of its own. */
 export async function runDistillation({ exposed, config, profile, adapter, trajectory, out }) {
-  const { peakMegabytes } = await import("../harness.mjs");
   const started = performance.now();
   const { distill: settings } = await loadConfig(config);
   let first;
