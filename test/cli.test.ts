@@ -266,6 +266,14 @@ describe("expose", () => {
     );
     await refused(["expose", exposed, "--adapter", "flat", "--out", "twice"], "exposed folder", "already");
     await refused(["expose", "nowhere", "--out", "x"], "nowhere", "no such folder");
+    const tuning = ["--config", join(pocket, "quad.config.json"), "--profile", "p.json", "--out", "x"];
+    await refused(["distill", exposed, ...tuning, "--learning-rate", "-1"], "--learning-rate", "got -1");
+    await refused(["distill", exposed, ...tuning, "--pictures", "1"], "--pictures", "got 1");
+    await refused(
+      ["tune", exposed, ...tuning, "--calibration", "c", "--learning-rate", "0"],
+      "--learning-rate",
+      "got 0",
+    );
     await refused(["expose", pocket, "--adapter", "flat", "--rank", "8", "--out", "x"], "flat", "at most 8", "got 16");
   });
 });

@@ -1,4 +1,6 @@
+import { InputError } from "@quad/onnx";
 import { InvalidArgumentError } from "commander";
+import type { z } from "zod";
 
 /** Collects repeated `NAME=VALUE` options into a record. A bare NAME stands for NAME=NAME. */
 export function collectPairs(text: string, previous: Record<string, string> = {}): Record<string, string> {
@@ -40,6 +42,24 @@ export function parseSeed(text: string): number {
   const value = parseNumber(text);
   if (!Number.isSafeInteger(value) || value < 0) throw new InvalidArgumentError("Expected a whole number, at least 0.");
   return value;
+}
+
+/**
+ * A configuration's settings with options in place of some.
+ * @throws InputError naming the option whose value the settings do not take
+ */
+export function withOptions<Schema extends z.ZodType>(
+  schema: Schema,
+  settings: object,
+  options: Readonly<Record<string, unknown>>,
+): z.infer<Schema> {
+  const given = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
+  const result = schema.safeParse({ ...settings, ...given });
+  if (result.success) return result.data;
+  const [{ message, path }] = result.error.issues;
+  const key = String(path[0]);
+  const option = key.replaceAll(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
+  throw new InputError({ what: message, where: `--${option}`, got: String(given[key]) });
 }
 
 /** `dynamic` or a rank. */

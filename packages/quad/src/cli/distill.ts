@@ -6,7 +6,7 @@ import { loadConfig } from "../build/config.ts";
 import { distillBundle, distillConfigured } from "../build/distill-configured.ts";
 import { bundleFiles } from "../bundle/bundle-folder.ts";
 import { type DistillAdapterResult, distillSchema } from "../distill/index.ts";
-import { parseCount, parseNumber, parseSeed } from "./arguments.ts";
+import { parseCount, parseNumber, parseSeed, withOptions } from "./arguments.ts";
 import { interruptSignal } from "./interrupt.ts";
 import { printAdapters } from "./show.ts";
 import { formatDuration, formatTable, type Terminal } from "./terminal.ts";
@@ -73,7 +73,7 @@ export function distillCommand(terminal: () => Terminal): Command {
         const config = await loadConfig(configFile);
         const started = performance.now();
         const options = {
-          config: { ...config, distill: distillSchema.parse({ ...config.distill, ...given }) },
+          config: { ...config, distill: withOptions(distillSchema, config.distill, given) },
           ...(names ? { names } : {}),
           ...(dataset !== undefined ? { dataset } : {}),
           signal: interruptSignal(),

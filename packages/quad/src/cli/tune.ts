@@ -2,7 +2,7 @@ import { Command, Option } from "commander";
 import { loadConfig } from "../build/config.ts";
 import { decibels } from "../metrics/index.ts";
 import { tuneProfile, tuneSchema } from "../tune/index.ts";
-import { parseCount, parseNumber, parseSeed } from "./arguments.ts";
+import { parseCount, parseNumber, parseSeed, withOptions } from "./arguments.ts";
 import { printTuned } from "./build.ts";
 import { interruptSignal } from "./interrupt.ts";
 import { trajectoryFiles } from "./stages.ts";
@@ -51,7 +51,7 @@ export function tuneCommand(terminal: () => Terminal): Command {
     .action(async (exposed: string, { profile, calibration, config: configFile, out, ...given }: Options) => {
       const term = terminal();
       const { tune } = await loadConfig(configFile);
-      const settings = tuneSchema.parse({ ...tune, steps: tune.steps || defaultSteps, ...given });
+      const settings = withOptions(tuneSchema, { ...tune, steps: tune.steps || defaultSteps }, given);
       const started = performance.now();
       const {
         curve: _,
