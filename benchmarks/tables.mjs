@@ -118,11 +118,10 @@ function distillationTable({ tables }) {
   const cell = (psnr, ssim) => `${psnr.toFixed(1)} / ${ssim.toFixed(3)}`;
   const widths = Object.entries(tables);
   const [, first] = widths[0];
-  const anchors = widths.map(([width, table]) => [width, table.find(({ isAnchor }) => isAnchor)?.task]);
   return markdown([
     ["task", ...widths.flatMap(([width]) => [`${width}: own profile`, "shared", "shared, distilled"])],
     ...first.map(({ task }, index) => [
-      anchors.every(([, anchor]) => anchor === task) ? `${task} (anchor)` : task,
+      widths.every(([, table]) => table[index].isAnchor) ? `${task} (anchor)` : task,
       ...widths.flatMap(([, table]) =>
         ["own", "untrained", "candidate"].map((name) => cell(table[index].psnr[name], table[index].ssim[name])),
       ),
@@ -131,38 +130,30 @@ function distillationTable({ tables }) {
 }
 
 const taskCounts = [1, 2, 5, 10];
-/** GB for ten tasks of SD 1.5: ten merged models of 1.4 GB + 120 MB each, and one model with ten adapters. */
-const paperStorage = { merged: 15, bundle: 2.6 };
+/** Of SD 1.5: ten merged models of 1.4 GB + 120 MB each, and one model with ten adapters. */
+const paperStorage = "15 GB, 2.6 GB";
 
 function storageTable({ figures }, scale) {
   const value = (name) => figures.find((figure) => figure.name === name)?.value;
+  const cells = (full, quantized, bundle) => [
+    ...[full, quantized, bundle].map(round),
+    `${round(quantized / bundle)} x`,
+  ];
   const pocket = (count) => {
     const label = `storage, ${count} task${count === 1 ? "" : "s"}`;
-    return ["merged fp32", "merged quantized", "bundle"].map((way) => value(`${label}, ${way}`));
+    return cells(...["merged fp32", "merged quantized", "bundle"].map((way) => value(`${label}, ${way}`)));
   };
-  const rows = taskCounts.map((count) => {
-    const [full, quantized, bundle] = pocket(count);
-    const large = scale?.storage.find(({ tasks }) => tasks === count);
-    const gigabytes = (bytes) => (large ? round(bytes / 1e9) : "");
-    return [
-      count,
-      ...[full, quantized, bundle].map(round),
-      `${round(quantized / bundle)} x`,
-      gigabytes(large?.mergedFullPrecision),
-      gigabytes(large?.mergedQuantized),
-      gigabytes(large?.bundle),
-      large ? `${round(large.mergedQuantized / large.bundle)} x` : "",
-      count === 10 ? `${paperStorage.merged} GB / ${paperStorage.bundle} GB` : "",
-    ];
-  });
+  const large = (count) => {
+    const { mergedFullPrecision, mergedQuantized, bundle } = scale.storage.find(({ tasks }) => tasks === count);
+    return cells(...[mergedFullPrecision, mergedQuantized, bundle].map((bytes) => bytes / 1e9));
+  };
+  const header = (model, unit) => [`${model}: merged fp32, ${unit}`, "merged 8-bit", "bundle", "smaller"];
   return markdown([
-    [
-      "tasks",
-      ...["pocket: merged fp32, MB", "merged 8-bit", "bundle", "smaller"],
-      ...["SD 1.5: merged fp32, GB", "merged 8-bit", "bundle", "smaller"],
-      "paper (SD 1.5)",
-    ],
-    ...rows,
+    ["tasks", ...header("pocket", "MB"), ...(scale ? header("SD 1.5", "GB") : []), "paper: merged, shared"],
+    ...taskCounts.map((count) => [
+      ...[count, ...pocket(count), ...(scale ? large(count) : [])],
+      count === 10 ? paperStorage : "",
+    ]),
   ]);
 }
 

@@ -164,8 +164,9 @@ const overflows = new WeakMap<OrtModule, Promise<boolean>>();
 
 /**
  * On x64 processors without VNNI, kernels add products of unsigned and signed bytes in 16 bits, which overflow: half the sum
- * is lost where all codes are large (ONNX Runtime 1.30). A setting makes them use others, at half the speed, and it does so
- * on every processor: so a small product tells whether this one needs it.
+ * is lost where all codes are large (ONNX Runtime 1.30). A setting makes them use others. On such a processor (Zen 3) these are as
+ * fast; where there is VNNI the setting would keep its instructions from being used: so a small product tells whether this
+ * processor needs it.
  */
 async function withExactProducts(
   ort: OrtModule,
