@@ -25,3 +25,24 @@ export function openFolder(folder: string, options: OpenFolderOptions = {}): Pro
     },
   });
 }
+
+/** A folder's pipeline, opened when it is first needed: for several stages, some or all of which may be done already. */
+export class LazyPipeline {
+  readonly #folder: string;
+  #pipeline: Promise<Pipeline> | undefined;
+
+  constructor(folder: string) {
+    this.#folder = folder;
+  }
+
+  open(): Promise<Pipeline> {
+    return (this.#pipeline ??= openFolder(this.#folder));
+  }
+
+  /** Frees the sessions, if there are any. */
+  async dispose(): Promise<void> {
+    const pipeline = await this.#pipeline?.catch(() => undefined);
+    this.#pipeline = undefined;
+    await pipeline?.dispose();
+  }
+}

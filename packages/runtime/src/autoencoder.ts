@@ -1,7 +1,8 @@
 import type { InferenceSession } from "onnxruntime-common";
-import { type VaeConfig, vaeConfigSchema } from "./configs.ts";
+import type { VaeConfig } from "./configs.ts";
+import { pixelsPerLatent, readVaeConfig } from "./default-size.ts";
 import { InputError } from "./errors.ts";
-import { type FolderFiles, readJson } from "./files.ts";
+import type { FolderFiles } from "./files.ts";
 import { imageToPlanes, type Mask, planesToImage, type RgbImage } from "./images.ts";
 import { Component, floatsOf, floatTensor, type OrtModule } from "./ort.ts";
 
@@ -26,10 +27,7 @@ export class Autoencoder {
     files: FolderFiles,
     optionsFor: (component: string) => InferenceSession.SessionOptions | undefined,
   ): Promise<Autoencoder> {
-    const path = "vae_decoder/config.json";
-    const config = (await files.exists(path))
-      ? await readJson(files, path, vaeConfigSchema)
-      : vaeConfigSchema.parse({});
+    const config = await readVaeConfig(files);
     const decoder = await Component.open(ort, files, "vae_decoder", optionsFor("vae_decoder"));
     return new Autoencoder(ort, decoder, config, () =>
       Component.open(ort, files, "vae_encoder", optionsFor("vae_encoder")),
@@ -43,7 +41,7 @@ export class Autoencoder {
 
   /** Pixels per latent along one side. */
   get factor(): number {
-    return 2 ** (this.config.block_out_channels.length - 1);
+    return pixelsPerLatent(this.config);
   }
 
   /** The encoder's graph. */

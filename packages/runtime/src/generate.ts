@@ -1,6 +1,7 @@
 import type { Tensor } from "onnxruntime-common";
 import type { Autoencoder } from "./autoencoder.ts";
 import type { Task } from "./configs.ts";
+import type { PictureSize } from "./default-size.ts";
 import { denoise, type ModelRun, type StepInfo } from "./denoise.ts";
 import { InputError } from "./errors.ts";
 import { checkImage, isPainted, type Mask, type RgbImage, resizeNearest } from "./images.ts";
@@ -68,8 +69,7 @@ export interface GenerateContext {
   textEncoder: TextEncoder;
   schedulerConfig: Record<string, unknown>;
   schedulerFile: string;
-  /** `[height, width]` in latents. */
-  sampleSize: readonly [number, number];
+  defaultSize: PictureSize;
   task: Task;
   adapters: { key: string; unet: Record<string, Tensor>; textEncoder: Record<string, Tensor> };
 }
@@ -175,8 +175,8 @@ function checkRequest(context: GenerateContext, options: GenerateOptions): Reque
   if (kind === "image" && !image) throw new InputError({ what: "this model changes images: it needs one" });
 
   const { factor } = autoencoder;
-  const width = options.width ?? image?.width ?? context.sampleSize[1] * factor;
-  const height = options.height ?? image?.height ?? context.sampleSize[0] * factor;
+  const width = options.width ?? image?.width ?? context.defaultSize.width;
+  const height = options.height ?? image?.height ?? context.defaultSize.height;
   const shape = unet.input("sample").shape;
   for (const [name, size, axis] of [
     ["height", height, 2],

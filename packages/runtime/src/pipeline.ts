@@ -1,7 +1,8 @@
 import type { InferenceSession, Tensor } from "onnxruntime-common";
 import { AdapterBank, type AdapterFeeds } from "./adapters.ts";
 import { Autoencoder } from "./autoencoder.ts";
-import { slotsFileSchema, type Task, tasksFileSchema, unetConfigSchema } from "./configs.ts";
+import { slotsFileSchema, type Task, tasksFileSchema } from "./configs.ts";
+import { type PictureSize, readDefaultSize } from "./default-size.ts";
 import { InputError } from "./errors.ts";
 import { type FolderFiles, readJson, readRequired } from "./files.ts";
 import { type GeneratedImage, type GenerateOptions, generateImage } from "./generate.ts";
@@ -40,7 +41,7 @@ interface PipelineParts {
   autoencoder: Autoencoder;
   textEncoder: TextEncoder;
   schedulerConfig: Record<string, unknown>;
-  sampleSize: readonly [number, number];
+  defaultSize: PictureSize;
   tasks: ReadonlyMap<string, Task>;
   bank: AdapterBank | undefined;
   manifest: BundleManifest | undefined;
@@ -84,7 +85,7 @@ export async function openPipeline(options: OpenOptions): Promise<Pipeline> {
     autoencoder,
     textEncoder: new TextEncoder(ort, encoder, tokenizer),
     schedulerConfig: schedulerConfig as Record<string, unknown>,
-    sampleSize: await sampleSize(files, unet),
+    defaultSize: await readDefaultSize(files, unet.input("sample").shape),
     tasks,
     bank,
     manifest: bundle?.manifest,
@@ -129,9 +130,8 @@ export class Pipeline {
   }
 
   /** Size in pixels that the model was trained with: what {@link generate} draws when nothing says otherwise. */
-  get defaultSize(): { width: number; height: number } {
-    const { sampleSize, autoencoder } = this.#parts;
-    return { width: sampleSize[1] * autoencoder.factor, height: sampleSize[0] * autoencoder.factor };
+  get defaultSize(): PictureSize {
+    return { ...this.#parts.defaultSize };
   }
 
   /** Inputs of one graph that {@link runComponent} has to be given: all but the adapter inputs. */
@@ -190,7 +190,7 @@ export class Pipeline {
    * @throws the signal's reason (an `AbortError` by default) when aborted
    */
   async generate(options: GenerateOptions): Promise<GeneratedImage> {
-    const { ort, files, components, autoencoder, textEncoder, schedulerConfig, sampleSize } = this.#parts;
+    const { ort, files, components, autoencoder, textEncoder, schedulerConfig, defaultSize } = this.#parts;
     const { key, task, feeds } = this.#use;
     const textFeeds = feeds?.get("text_encoder");
     return generateImage(
@@ -201,7 +201,7 @@ export class Pipeline {
         textEncoder,
         schedulerConfig,
         schedulerFile: files.describe("scheduler/scheduler_config.json"),
-        sampleSize,
+        defaultSize,
         task,
         // Without slots of its own the text encoder gives the same for every adapter.
         adapters: { key: textFeeds ? key : "", unet: this.#feedsOf("unet"), textEncoder: textFeeds ?? {} },
@@ -323,11 +323,3 @@ async function findAdapters(files: FolderFiles, tasks: ReadonlyMap<string, Task>
 }
 
 /** Height and width in latents: fixed in the graph, else as the configuration says, else 64 as in Stable Diffusion 1. */
-async function sampleSize(files: FolderFiles, unet: Component): Promise<[number, number]> {
-  const path = "unet/config.json";
-  const config = (await files.exists(path)) ? await readJson(files, path, unetConfigSchema) : {};
-  const size = config.sample_size ?? 64;
-  const [height, width] = typeof size === "number" ? [size, size] : size;
-  const [, , fixedHeight, fixedWidth] = unet.input("sample").shape;
-  return [typeof fixedHeight === "number" ? fixedHeight : height, typeof fixedWidth === "number" ? fixedWidth : width];
-}

@@ -1,5 +1,5 @@
 import { join } from "node:path";
-import type { AdapterRecord, BundleQuality } from "@quad/runtime";
+import type { AdapterRecord, BundleQuality, Pipeline } from "@quad/runtime";
 import { readManifest, readRecords } from "../bundle/bundle-folder.ts";
 import { isBundleAsWritten, noteBundle } from "../bundle/bundle-state.ts";
 import { type CalibrateOptions, observeTasks, recordTask } from "../calibrate/calibrate.ts";
@@ -9,8 +9,9 @@ import { expose } from "../expose/expose.ts";
 import { HashCache } from "../files/hash-tree.ts";
 import { readImage, readMask } from "../files/images.ts";
 import { decibels } from "../metrics/index.ts";
+import { defaultSize } from "../model/default-size.ts";
 import { openModelFolder } from "../model/model-folder.ts";
-import { openFolder } from "../open.ts";
+import { LazyPipeline } from "../open.ts";
 import { buildProfile } from "../profile/build-profile.ts";
 import { type Profile, readProfile } from "../profile/profile.ts";
 import { tuneProfile } from "../tune/tune-profile.ts";
@@ -112,19 +113,27 @@ export async function calibrateConfigured(
 
   const trajectories: string[] = [];
   const recordKeys: Record<string, string> = {};
-  for (const [task, settings] of Object.entries(config.tasks)) {
-    const files = settings.calibration.flatMap(({ image, mask }) => [image, mask]).filter((path) => path !== undefined);
-    const pictures = await Promise.all(files.map((path) => hashes.hash(path)));
-    const recorded = await stage(
-      `record ${task}`,
-      `record-${task}`,
-      { exposed: key, settings: withoutPaths(settings), pictures },
-      async (folder) => {
-        await recordConfigured(exposedFolder, task, settings, join(folder, "trajectory.safetensors"), common);
-      },
-    );
-    trajectories.push(join(recorded.folder, "trajectory.safetensors"));
-    recordKeys[task] = recorded.key;
+  const pipeline = new LazyPipeline(exposedFolder);
+  try {
+    for (const [task, settings] of Object.entries(config.tasks)) {
+      const files = settings.calibration
+        .flatMap(({ image, mask }) => [image, mask])
+        .filter((path) => path !== undefined);
+      const pictures = await Promise.all(files.map((path) => hashes.hash(path)));
+      const recorded = await stage(
+        `record ${task}`,
+        `record-${task}`,
+        { exposed: key, settings: withoutPaths(settings), pictures },
+        async (folder) => {
+          const file = join(folder, "trajectory.safetensors");
+          await recordConfigured(await pipeline.open(), task, settings, file, common);
+        },
+      );
+      trajectories.push(join(recorded.folder, "trajectory.safetensors"));
+      recordKeys[task] = recorded.key;
+    }
+  } finally {
+    await pipeline.dispose();
   }
 
   const observedFrom = { recordKeys: Object.values(recordKeys), observe: config.observe };
@@ -262,9 +271,12 @@ function withoutPaths({ evaluation: _, ...settings }: BuildConfig["tasks"][strin
   };
 }
 
-/** Records a task as a configuration describes it. */
+/**
+ * Records a task as a configuration describes it.
+ * @param exposed - the folder, or its pipeline where it is open already
+ */
 export async function recordConfigured(
-  exposed: string,
+  exposed: string | Pipeline,
   task: string,
   settings: BuildConfig["tasks"][string],
   file: string,
@@ -273,11 +285,12 @@ export async function recordConfigured(
   await recordTask(exposed, task, await loadCases(exposed, settings), file, options);
 }
 
-/** Reads a task's calibration pictures, in the size that the model draws. */
-export async function loadCases(exposed: string, settings: BuildConfig["tasks"][string]): Promise<TaskCase[]> {
-  const pipeline = await openFolder(exposed);
-  const size = pipeline.defaultSize;
-  await pipeline.dispose();
+/** Reads a task's calibration pictures, in the size that the model draws: that of a folder or of an open pipeline. */
+export async function loadCases(
+  exposed: string | Pipeline,
+  settings: BuildConfig["tasks"][string],
+): Promise<TaskCase[]> {
+  const size = typeof exposed === "string" ? await defaultSize(exposed) : exposed.defaultSize;
   return Promise.all(
     settings.calibration.map(async ({ image, mask, seed, ...prompts }, index) => ({
       ...prompts,

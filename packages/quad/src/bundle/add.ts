@@ -9,8 +9,8 @@ import { recordTrajectory, type TaskCase, type Trajectory } from "../calibrate/t
 import { distillNew } from "../distill/distill-new.ts";
 import type { DistillSettings } from "../distill/options.ts";
 import { type BoundAdapter, bindAdapter } from "../expose/bind-adapter.ts";
+import { defaultSize } from "../model/default-size.ts";
 import { parseJsonFile } from "../model/model-folder.ts";
-import { openFolder } from "../open.ts";
 import { measureEncoded, openFrozen, writeEncoded } from "./bundle-adapters.ts";
 import { bundleFiles } from "./bundle-folder.ts";
 import { encodeForBundle } from "./encode-adapter.ts";
@@ -181,14 +181,5 @@ async function drawReference(
     );
   } finally {
     await reference.dispose();
-  }
-}
-
-async function defaultSize(bundle: string): Promise<{ width: number; height: number }> {
-  const pipeline = await openFolder(bundle);
-  try {
-    return pipeline.defaultSize;
-  } finally {
-    await pipeline.dispose();
   }
 }

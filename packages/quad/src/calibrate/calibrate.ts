@@ -1,6 +1,6 @@
 import { join } from "node:path";
 import { InputError, loadModel } from "@quad/onnx";
-import type { SlotsFile } from "@quad/runtime";
+import type { Pipeline, SlotsFile } from "@quad/runtime";
 import { readSlots } from "../expose/slots.ts";
 import { componentFile } from "../model/model-folder.ts";
 import { openFolder } from "../open.ts";
@@ -25,15 +25,16 @@ export interface CalibrateOptions {
 /**
  * Stage: exposed folder and a task's cases -> trajectory file. The full-precision pipeline draws every case; all that the
  * denoiser saw and said is kept.
+ * @param exposed - the folder, or its pipeline where it is open already
  */
 export async function recordTask(
-  exposed: string,
+  exposed: string | Pipeline,
   task: string,
   cases: readonly TaskCase[],
   file: string,
   options: CalibrateOptions = {},
 ): Promise<void> {
-  const pipeline = await openFolder(exposed);
+  const pipeline = typeof exposed === "string" ? await openFolder(exposed) : exposed;
   try {
     const trajectory = await recordTrajectory(pipeline, task, cases, {
       ...(options.signal ? { signal: options.signal } : {}),
@@ -41,7 +42,7 @@ export async function recordTask(
     });
     await writeTrajectory(file, trajectory);
   } finally {
-    await pipeline.dispose();
+    if (pipeline !== exposed) await pipeline.dispose();
   }
 }
 

@@ -5,6 +5,7 @@ import { Command } from "commander";
 import { recordConfigured } from "../build/build.ts";
 import { loadConfig } from "../build/config.ts";
 import { observeTasks } from "../calibrate/calibrate.ts";
+import { LazyPipeline } from "../open.ts";
 import { buildProfile } from "../profile/build-profile.ts";
 import { importEncodings } from "../profile/import-encodings.ts";
 import { writeProfile } from "../profile/profile.ts";
@@ -29,10 +30,15 @@ export function calibrateCommand(terminal: () => Terminal): Command {
         onProgress: (stage: string, done: number, total: number) => out.progress(stage, done, total),
       };
       const files: string[] = [];
-      for (const [task, settings] of Object.entries(config.tasks)) {
-        const file = join(options.out, `${task}.trajectory.safetensors`);
-        await recordConfigured(exposed, task, settings, file, common);
-        files.push(file);
+      const pipeline = new LazyPipeline(exposed);
+      try {
+        for (const [task, settings] of Object.entries(config.tasks)) {
+          const file = join(options.out, `${task}.trajectory.safetensors`);
+          await recordConfigured(await pipeline.open(), task, settings, file, common);
+          files.push(file);
+        }
+      } finally {
+        await pipeline.dispose();
       }
       const observations = join(options.out, "observations.safetensors");
       const { names } = await observeTasks(exposed, files, observations, common);

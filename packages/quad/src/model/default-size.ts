@@ -1,0 +1,17 @@
+import { InputError, loadModel } from "@quad/onnx";
+import { type PictureSize, readDefaultSize } from "@quad/runtime";
+import { folderFiles } from "../files/folder-files.ts";
+import { componentFile } from "./model-folder.ts";
+
+/**
+ * The size in pixels that a model folder or bundle draws when nothing says otherwise. Opens no graph in ONNX Runtime, which
+ * takes seconds and gigabytes with a large model.
+ * @throws InputError when the UNet or a configuration is missing or broken
+ */
+export async function defaultSize(folder: string): Promise<PictureSize> {
+  const file = componentFile(folder, "unet");
+  const sample = loadModel(file, { allowMissingExternalData: true }).graph.inputs.find(({ name }) => name === "sample");
+  if (sample?.type?.kind === "tensor" && sample.type.shape)
+    return readDefaultSize(folderFiles(folder), sample.type.shape);
+  throw new InputError({ what: "the graph has no input of a known shape for the latents", file, expected: "sample" });
+}

@@ -1,0 +1,38 @@
+import { unetConfigSchema, type VaeConfig, vaeConfigSchema } from "./configs.ts";
+import { type FolderFiles, readJson } from "./files.ts";
+
+/** Width and height in pixels. */
+export interface PictureSize {
+  width: number;
+  height: number;
+}
+
+/** The autoencoder's configuration; Stable Diffusion's where the folder has none. */
+export async function readVaeConfig(files: FolderFiles): Promise<VaeConfig> {
+  const path = "vae_decoder/config.json";
+  return (await files.exists(path)) ? readJson(files, path, vaeConfigSchema) : vaeConfigSchema.parse({});
+}
+
+/** Pixels per latent along one side. */
+export function pixelsPerLatent({ block_out_channels }: VaeConfig): number {
+  return 2 ** (block_out_channels.length - 1);
+}
+
+/**
+ * The size that a model draws when nothing says otherwise: a graph's fixed one, else the one that its UNet was trained with.
+ *
+ * @param sampleShape shape of the UNet's input `sample`, `[batch, channels, height, width]`; unknown lengths are no numbers
+ * @throws InputError when a configuration is broken
+ */
+export async function readDefaultSize(files: FolderFiles, sampleShape: readonly unknown[]): Promise<PictureSize> {
+  const path = "unet/config.json";
+  const config = (await files.exists(path)) ? await readJson(files, path, unetConfigSchema) : {};
+  const size = config.sample_size ?? 64;
+  const [height, width] = typeof size === "number" ? [size, size] : size;
+  const [, , fixedHeight, fixedWidth] = sampleShape;
+  const factor = pixelsPerLatent(await readVaeConfig(files));
+  return {
+    width: factor * (typeof fixedWidth === "number" ? fixedWidth : width),
+    height: factor * (typeof fixedHeight === "number" ? fixedHeight : height),
+  };
+}
