@@ -45,12 +45,12 @@ export async function observe(
   );
   await visit("ranges", rangeGraph(model, names), (taskIndex, group, outputs) => {
     const { minima, maxima } = tasks[taskIndex];
-    const lows = outputs[observed.minima].data as Float32Array;
-    const highs = outputs[observed.maxima].data as Float32Array;
+    const extremes = outputs[observed.extremes].data as Float32Array;
     const start = group * names.length;
+    // From zero on: every range holds it.
     for (let index = 0; index < names.length; index++) {
-      minima[start + index] = Math.min(minima[start + index], lows[index]);
-      maxima[start + index] = Math.max(maxima[start + index], highs[index]);
+      minima[start + index] = Math.min(minima[start + index], extremes[2 * index]);
+      maxima[start + index] = Math.max(maxima[start + index], extremes[2 * index + 1]);
     }
   });
   const low = new Float32Array(names.length);

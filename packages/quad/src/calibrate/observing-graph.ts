@@ -2,8 +2,9 @@ import { cloneModel, elementCount, type Graph, type Model, Tensor, type Value } 
 
 /** Outputs and inputs that the observing graphs add. */
 export const observed = {
-  minima: "quad.minima",
-  maxima: "quad.maxima",
+  /** Output `[2 * values]`: least and greatest element of each value, alternating. */
+  extremes: "quad.extremes",
+  /** Output `[values * bins]`. */
   counts: "quad.counts",
   /** Input `[values]`: lower edge of each histogram. */
   low: "quad.low",
@@ -12,8 +13,8 @@ export const observed = {
 } as const;
 
 /**
- * A copy of the graph with two more outputs, `[values]` each: the least and the greatest element of every named value.
- * Only these leave the graph; no activation is copied out.
+ * A copy of the graph with one more output, `[2 * values]`: the least and the greatest element of every named value, in turn.
+ * Only these leave the graph; no activation is copied out. Values without elements count as zero.
  */
 export function rangeGraph(model: Model, names: readonly string[]): Model {
   const copy = cloneModel(model);
@@ -21,15 +22,16 @@ export function rangeGraph(model: Model, names: readonly string[]): Model {
   const values = lookUp(graph, names);
   const zero = graph.addInitializer("quad.zero", Tensor.float32([1], [0]));
   const constants = new Constants(graph);
-  const flat = values.map((value) => flatten(graph, value, constants));
-  // Every range holds zero in the end, and with it values of rank 0 have a least element too.
-  const padded = flat.map((value) => graph.apply("Concat", [value, zero], { attributes: { axis: 0 } }));
-  const reduce = (opType: string) =>
-    padded.map((value) => graph.apply(opType, [value], { attributes: { keepdims: 1 } }));
-  graph.outputs.push(
-    named(concat(graph, reduce("ReduceMin")), observed.minima),
-    named(concat(graph, reduce("ReduceMax")), observed.maxima),
-  );
+  const extremes = lastToFirst(values, (value) => {
+    const flat = flatten(graph, value, constants);
+    const hasElements = elementCount(value.concreteShape ?? [0]) > 0;
+    const some = hasElements ? flat : graph.apply("Concat", [flat, zero], { attributes: { axis: 0 } });
+    const [greatest, least] = ["ReduceMax", "ReduceMin"].map((opType) =>
+      graph.apply(opType, [some], { attributes: { keepdims: 1 } }),
+    );
+    return [least, greatest];
+  });
+  graph.outputs.push(named(concat(graph, extremes.flat()), observed.extremes));
   return copy;
 }
 
@@ -48,7 +50,7 @@ export function histogramGraph(model: Model, names: readonly string[], bins: num
   const empty = constant("quad.empty_bins", Tensor.float32([bins], new Float32Array(bins)));
   const first = constant("quad.first_bin", Tensor.scalar(0));
   const last = constant("quad.last_bin", Tensor.scalar(bins - 1));
-  const counts = values.map((value, index) => {
+  const counts = lastToFirst(values, (value, index) => {
     const sample = strided(graph, value, flatten(graph, value, constants), sampled, constants);
     const position = graph.apply("Mul", [graph.apply("Sub", [sample, low[index]]), density[index]]);
     const bin = graph.apply("Cast", [graph.apply("Clip", [position, first, last])], { attributes: { to: 7 } });
@@ -94,16 +96,26 @@ class Constants {
   }
 }
 
+/**
+ * Results in order, from calls that add nodes for the last item first. ONNX Runtime runs nodes in the order of a depth-first walk
+ * back from the graph's last output, and takes that of a node's inputs first that was added last. So every value is observed as
+ * soon as it exists, and freed; added in the natural order, all values of the graph would live until its end.
+ */
+function lastToFirst<T, R>(items: readonly T[], add: (item: T, index: number) => R): R[] {
+  const results = new Array<R>(items.length);
+  for (let index = items.length - 1; index >= 0; index--) results[index] = add(items[index], index);
+  return results;
+}
+
 /** ONNX Runtime's session creation slows down with the square of a node's inputs: concatenate in a tree. */
 function concat(graph: Graph, values: readonly Value[]): Value {
   const width = 32;
   let level = [...values];
   while (level.length > 1) {
-    const next: Value[] = [];
-    for (let start = 0; start < level.length; start += width) {
-      next.push(graph.apply("Concat", level.slice(start, start + width), { attributes: { axis: 0 } }));
-    }
-    level = next;
+    const groups = Array.from({ length: Math.ceil(level.length / width) }, (_, group) =>
+      level.slice(group * width, (group + 1) * width),
+    );
+    level = lastToFirst(groups, (group) => graph.apply("Concat", group, { attributes: { axis: 0 } }));
   }
   return level[0];
 }
