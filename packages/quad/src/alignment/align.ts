@@ -95,9 +95,9 @@ export function alignToGrid(input: AlignmentInput): Alignment {
   const errorBefore = least;
   if (errorBefore > 0) {
     attempt("balance", balanced(exact, scales));
-    const spread = spreadRows(canonicalRows(exact));
+    const { spread, lowered } = gaugesOf(input, exact);
     attempt("spread", fitted(spread, scales));
-    attempt("lower peaks", fitted(lowerPeaks(spread), scales));
+    attempt("lower peaks", fitted(lowered, scales));
   }
   if (!best) throw new RangeError("the error of these factors is not a number");
   // Refined factors lie on the grid: what the grid clips is seen before.
@@ -114,6 +114,28 @@ export function alignToGrid(input: AlignmentInput): Alignment {
     clippedB: clippedOf(unrefined.rows.b, grid.scaleB, grid.high),
     steps,
   };
+}
+
+interface Gauges {
+  readonly spread: RankRows;
+  readonly lowered: RankRows;
+}
+
+/**
+ * Gauges by factor A: they do not depend on the grid, and an adapter is tried on several. Single precision, which is what the
+ * factors come in.
+ */
+const knownGauges = new WeakMap<Float32Array, { B: Float32Array; spread: Factors; lowered: Factors }>();
+
+function gaugesOf({ A, B, inFeatures, outFeatures }: Factors, exact: RankRows): Gauges {
+  let known = knownGauges.get(A);
+  if (known?.B !== B) {
+    const spread = spreadRows(canonicalRows(exact));
+    const store = (rows: RankRows) => toFactors(rows, inFeatures, outFeatures);
+    known = { B, spread: store(spread), lowered: store(lowerPeaks(spread)) };
+    knownGauges.set(A, known);
+  }
+  return { spread: toRows(known.spread), lowered: toRows(known.lowered) };
 }
 
 const pick = ({ A, B }: Factors) => ({ A, B });
@@ -169,7 +191,9 @@ function evenScale({ a, b }: RankRows): number {
   return peakA === 0 || peakB === 0 ? 1 : Math.sqrt(peakB / peakA);
 }
 
+/** Shifts of the overall factor that are tried: every third, then the neighbours of the best. */
 const shifts = Array.from({ length: 25 }, (_, i) => 1.12 ** (i - 12));
+const coarseShifts = 3;
 
 /** Brings rows whose ranks are alike onto the grid: only the overall factor between the sides is left to choose. */
 function fitted(rows: RankRows, scales: Scales): Candidate {
@@ -178,16 +202,18 @@ function fitted(rows: RankRows, scales: Scales): Candidate {
   const grid = { scaleA, scaleB, high };
   const [fillA, fillB] = [largest(rows.a.map(peakOf)) / scaleA, largest(rows.b.map(peakOf)) / scaleB];
   const even = fillA === 0 || fillB === 0 ? 1 : Math.sqrt(fillB / fillA);
-  let best: Candidate = { rows, grid };
-  let least = Number.POSITIVE_INFINITY;
-  for (const shift of shifts) {
-    const candidate = shiftScale(rows, even * shift);
-    const error = estimateError(candidate, grid);
-    if (error >= least) continue;
-    least = error;
-    best = { rows: candidate, grid };
-  }
-  return best;
+  const errors = new Map<number, number>();
+  const errorAt = (index: number) => {
+    const error = errors.get(index) ?? estimateError(rows, grid, even * shifts[index]);
+    errors.set(index, error);
+    return error;
+  };
+  const bestOf = (indices: number[]) =>
+    indices.reduce((best, index) => (errorAt(index) < errorAt(best) ? index : best));
+  const all = shifts.map((_, index) => index);
+  const coarse = bestOf(all.filter((index) => index % coarseShifts === 0));
+  const near = bestOf(all.filter((index) => Math.abs(index - coarse) < coarseShifts));
+  return { rows: shiftScale(rows, even * shifts[near]), grid };
 }
 
 /**

@@ -1,6 +1,6 @@
 /** How much of a product `A B` is lost when both factors are quantized to symmetric per-tensor grids. */
 import { type BitWidth, gridLimits } from "../quantization/encoding.ts";
-import { peakOf, type RankRows, squaredNorm, squaredProductNorm } from "./rows.ts";
+import { contract, gramOf, peakOf, products, type RankRows, squaredNorm, squaredProductNorm } from "./rows.ts";
 
 /** Largest code of the symmetric grid: 127 at 8 bits. */
 export function largestCode(bits: BitWidth): number {
@@ -55,25 +55,56 @@ export function quantizeRows({ a, b }: RankRows, { scaleA, scaleB, high }: Facto
  * both are zero. Distances under 1e-8 drown in the rounding of double precision.
  */
 export function relativeDistance(approximate: RankRows, exact: RankRows): number {
-  const negated = exact.b.map((row) => {
-    const result = new Float64Array(row.length);
-    for (let i = 0; i < row.length; i++) result[i] = -row[i];
-    return result;
-  });
-  const difference = squaredProductNorm([...approximate.a, ...exact.a], [...approximate.b, ...negated]);
-  return difference === 0 ? 0 : Math.sqrt(difference / squaredProductNorm(exact.a, exact.b));
+  const [a, b] = (["a", "b"] as const).map((side) => againstExact(approximate[side], exact[side]));
+  return distanceFrom(a, b, exact);
 }
+
+/** What a distance needs to know of one side of a product. */
+export interface SideProducts {
+  /** `[rank, rank]`: of the approximate rows with each other. */
+  readonly own: readonly Float64Array[];
+  /** `[rank, exact rank]`: of the approximate rows with the exact ones. */
+  readonly cross: readonly Float64Array[];
+}
+
+export function againstExact(approximate: readonly Float64Array[], exact: readonly Float64Array[]): SideProducts {
+  return { own: gramOf(approximate), cross: products(approximate, exact) };
+}
+
+/** As `relativeDistance`, from the products of both sides: `||P - E||^2 = ||P||^2 - 2 <P, E> + ||E||^2`. */
+export function distanceFrom(a: SideProducts, b: SideProducts, exact: RankRows): number {
+  const norm = knownNorms.get(exact) ?? squaredProductNorm(exact.a, exact.b);
+  knownNorms.set(exact, norm);
+  const difference = contract(a.own, b.own) - 2 * contract(a.cross, b.cross) + norm;
+  return difference <= 0 ? 0 : Math.sqrt(difference / norm);
+}
+
+/** Many candidates are compared with the same product. */
+const knownNorms = new WeakMap<RankRows, number>();
 
 /**
  * Squared error that a gauge is likely to have, times a constant, in time linear in the factors' size: the squared error of either side
  * times the other side's norm, as if it pointed everywhere equally. Good where ranks are rotated into each other.
+ * @param shift - factor on A, and divisor of B, before they are rounded
  */
-export function estimateError(rows: RankRows, grid: FactorGrid): number {
-  const errorOf = (side: readonly Float64Array[], scale: number) =>
-    side.reduce((sum, row) => {
-      const quantized = quantizeRow(row, scale, grid.high);
-      for (let i = 0; i < row.length; i++) sum += (quantized[i] - row[i]) ** 2;
-      return sum;
-    }, 0);
-  return errorOf(rows.a, grid.scaleA) * squaredNorm(rows.b) + errorOf(rows.b, grid.scaleB) * squaredNorm(rows.a);
+export function estimateError({ a, b }: RankRows, { scaleA, scaleB, high }: FactorGrid, shift = 1): number {
+  // Norms and errors are those after the shift.
+  const errorA = squaredRounding(a, shift / scaleA, high) * scaleA ** 2;
+  const errorB = squaredRounding(b, 1 / (shift * scaleB), high) * scaleB ** 2;
+  return (errorA * squaredNorm(b)) / shift ** 2 + errorB * squaredNorm(a) * shift ** 2;
+}
+
+/** Sum of the squared differences of values to the grid, in units of its step. */
+function squaredRounding(rows: readonly Float64Array[], stepsPerUnit: number, high: number): number {
+  let sum = 0;
+  for (const row of rows) {
+    for (let i = 0; i < row.length; i++) {
+      const position = row[i] * stepsPerUnit;
+      // Rounds to the nearest integer: see the constant of the same use in codes.ts.
+      const nearest = position + 6755399441055744 - 6755399441055744;
+      const lost = position - (nearest > high ? high : nearest < -high ? -high : nearest);
+      sum += lost * lost;
+    }
+  }
+  return sum;
 }

@@ -1,6 +1,13 @@
 /** Rounding that knows of the other factor: each side is re-solved for what the other lost. */
-import { type FactorGrid, quantizeRow, quantizeRows, relativeDistance } from "./product-error.ts";
-import { combine, dot, type RankRows } from "./rows.ts";
+import {
+  againstExact,
+  distanceFrom,
+  type FactorGrid,
+  quantizeRow,
+  quantizeRows,
+  type SideProducts,
+} from "./product-error.ts";
+import { addCombination, combine, type RankRows } from "./rows.ts";
 
 const rounds = 4;
 /** A round that gains less than this share is the last. */
@@ -15,16 +22,17 @@ const smallestGain = 0.005;
  */
 export function refineRows(start: RankRows, exact: RankRows, grid: FactorGrid): RankRows {
   let best = quantizeRows(start, grid);
-  let least = relativeDistance(best, exact);
+  const products = { a: againstExact(best.a, exact.a), b: againstExact(best.b, exact.b) };
+  let least = distanceFrom(products.a, products.b, exact);
   let current = best;
   for (let round = 0; round < rounds; round++) {
     const before = least;
     for (const side of ["b", "a"] as const) {
-      current =
-        side === "b"
-          ? { a: current.a, b: nearestRows(current.a, exact.a, exact.b, grid.scaleB, grid.high) }
-          : { a: nearestRows(current.b, exact.b, exact.a, grid.scaleA, grid.high), b: current.b };
-      const error = relativeDistance(current, exact);
+      const [fixed, scale] = side === "b" ? [products.a, grid.scaleB] : [products.b, grid.scaleA];
+      const nearest = nearestRows(fixed, exact[side], scale, grid.high);
+      current = side === "b" ? { a: current.a, b: nearest } : { a: nearest, b: current.b };
+      products[side] = againstExact(nearest, exact[side]);
+      const error = distanceFrom(products.a, products.b, exact);
       if (error >= least) continue;
       least = error;
       best = current;
@@ -38,34 +46,31 @@ export function refineRows(start: RankRows, exact: RankRows, grid: FactorGrid): 
  * Grid points `q` with `sum of fixed[k] q[k]^T` near `sum of exactFixed[k] exactFree[k]^T`. With `H = fixed fixed^T = R^T R`
  * and the real-valued solution w, the squared error is a constant plus `||R (q - w)||^2`: from the last rank to the
  * first, each is rounded at `w_k - sum over j > k of R_kj / R_kk (q_j - w_j)`.
+ * @param products - of the fixed side
  */
 function nearestRows(
-  fixed: readonly Float64Array[],
-  exactFixed: readonly Float64Array[],
+  { own: gram, cross }: SideProducts,
   exactFree: readonly Float64Array[],
   scale: number,
   high: number,
 ): Float64Array[] {
-  const rank = fixed.length;
-  const gram = fixed.map((row) => Float64Array.from(fixed, (other) => dot(row, other)));
+  const rank = gram.length;
   // Keeps ranks that are zero, or depend on others, from being divided by zero.
   const ridge = 1e-10 * gram.reduce((most, row, k) => Math.max(most, row[k]), 0);
   if (ridge === 0) return exactFree.slice(0, rank).map((row) => new Float64Array(row.length));
   const upper = cholesky(gram, ridge);
-  const cross = fixed.map((row) => Float64Array.from(exactFixed, (other) => dot(row, other)));
-  const solution = solve(
-    upper,
-    combine(exactFree, rank, (k, m) => cross[m][k]),
-  );
-  const result: Float64Array[] = solution.map((row) => row.slice());
+  const weights = solve(upper, cross);
+  const solution = combine(exactFree, rank, (k, m) => weights[m][k]);
+  const result = new Array<Float64Array>(rank);
+  // What rounding did to the ranks so far.
+  const moved: Float64Array[] = [];
   for (let k = rank - 1; k >= 0; k--) {
-    const target = result[k];
-    for (let j = k + 1; j < rank; j++) {
-      const ratio = upper[k][j] / upper[k][k];
-      if (ratio === 0) continue;
-      for (let i = 0; i < target.length; i++) target[i] -= ratio * (result[j][i] - solution[j][i]);
-    }
+    const target = solution[k].slice();
+    addCombination(target, moved, (index) => -upper[k][rank - 1 - index] / upper[k][k]);
     result[k] = quantizeRow(target, scale, high);
+    const difference = solution[k];
+    for (let i = 0; i < difference.length; i++) difference[i] = result[k][i] - difference[i];
+    moved.push(difference);
   }
   return result;
 }

@@ -48,8 +48,10 @@ function spreading(rank: number): (k: number, m: number) => number {
 }
 
 const signAttempts = 12;
-/** Multiply-adds that the search for signs, and that for rotations, may spend; large factors get fewer attempts. */
-const operationBudget = 4e7;
+/** Multiply-adds that the search for signs may spend; large factors, whose peaks differ less, get fewer attempts. */
+const signBudget = 1e7;
+/** The same for rotations. */
+const turnBudget = 4e7;
 
 /** Spreads every rank over all: after random signs, whose best of a few draws is kept. All ranks get alike sizes. */
 export function spreadRows(rows: RankRows): RankRows {
@@ -60,7 +62,7 @@ export function spreadRows(rows: RankRows): RankRows {
   let best = rows;
   let least = Number.POSITIVE_INFINITY;
   const perAttempt = rank * rank * ((rows.a[0]?.length ?? 0) + (rows.b[0]?.length ?? 0));
-  const attempts = Math.max(1, Math.min(signAttempts, Math.floor(operationBudget / perAttempt)));
+  const attempts = Math.max(1, Math.min(signAttempts, Math.floor(signBudget / perAttempt)));
   for (let attempt = 0; attempt < attempts; attempt++) {
     const signs = Array.from({ length: rank }, () => {
       // Xorshift32 (Marsaglia 2003), so that results repeat.
@@ -97,7 +99,7 @@ export function lowerPeaks(rows: RankRows): RankRows {
   const peaksA = a.map(peakOf);
   const peaksB = b.map(peakOf);
   const perTurn = 2 * rank * angles.length * ((a[0]?.length ?? 0) + (b[0]?.length ?? 0));
-  const turns = Math.min(40 * rank, Math.floor(operationBudget / Math.max(1, perTurn)));
+  const turns = Math.min(40 * rank, Math.floor(turnBudget / Math.max(1, perTurn)));
   let noise = noiseOf(largest(peaksA), largest(peaksB), rows, norms);
   for (let turn = 0; turn < turns; turn++) {
     const holders = [peaksA.indexOf(largest(peaksA)), peaksB.indexOf(largest(peaksB))];
@@ -110,8 +112,13 @@ export function lowerPeaks(rows: RankRows): RankRows {
         if (noiseOf(otherA, otherB, rows, norms) >= noise) continue;
         for (const angle of angles) {
           const [cosine, sine] = [Math.cos(angle), Math.sin(angle)];
-          const peakA = Math.max(otherA, turnedPeak(a[first], a[second], cosine, sine));
-          const peakB = Math.max(otherB, turnedPeak(b[first], b[second], cosine, sine));
+          // The peaks beyond which a turn cannot help, whatever the other side does.
+          const limit = noise * (1 - 1e-6);
+          const limitA = Math.sqrt((limit - noiseOf(0, otherB, rows, norms)) / noiseOf(1, 0, rows, norms));
+          const peakA = Math.max(otherA, turnedPeak(a[first], a[second], cosine, sine, limitA));
+          const limitB = Math.sqrt((limit - noiseOf(peakA, 0, rows, norms)) / noiseOf(0, 1, rows, norms));
+          if (!(limitB > 0)) continue;
+          const peakB = Math.max(otherB, turnedPeak(b[first], b[second], cosine, sine, limitB));
           const candidate = noiseOf(peakA, peakB, rows, norms);
           if (candidate >= noise * (1 - 1e-6)) continue;
           noise = candidate;
@@ -133,14 +140,16 @@ export function lowerPeaks(rows: RankRows): RankRows {
   return { a, b };
 }
 
-/** Peak of both rows after a turn. */
-function turnedPeak(x: Float64Array, y: Float64Array, cosine: number, sine: number): number {
+/** Peak of both rows after a turn; some value above the limit where the peak is. */
+function turnedPeak(x: Float64Array, y: Float64Array, cosine: number, sine: number, limit: number): number {
   let peak = 0;
   for (let i = 0; i < x.length; i++) {
     const first = Math.abs(cosine * x[i] - sine * y[i]);
     const second = Math.abs(sine * x[i] + cosine * y[i]);
-    if (first > peak) peak = first;
-    if (second > peak) peak = second;
+    const larger = first > second ? first : second;
+    if (larger <= peak) continue;
+    peak = larger;
+    if (peak > limit) break;
   }
   return peak;
 }

@@ -45,15 +45,43 @@ export function toFactors({ a, b }: RankRows, inFeatures: number, outFeatures: n
 }
 
 export function dot(x: Float64Array, y: Float64Array): number {
-  let sum = 0;
-  for (let i = 0; i < x.length; i++) sum += x[i] * y[i];
-  return sum;
+  // Four sums: one would wait for every addition before the next.
+  let [first, second, third, fourth] = [0, 0, 0, 0];
+  const even = x.length - (x.length % 4);
+  for (let i = 0; i < even; i += 4) {
+    first += x[i] * y[i];
+    second += x[i + 1] * y[i + 1];
+    third += x[i + 2] * y[i + 2];
+    fourth += x[i + 3] * y[i + 3];
+  }
+  for (let i = even; i < x.length; i++) first += x[i] * y[i];
+  return first + second + third + fourth;
+}
+
+/** `[k][l] = x[k] . y[l]` */
+export function products(x: readonly Float64Array[], y: readonly Float64Array[]): Float64Array[] {
+  return x.map((row) => Float64Array.from(y, (other) => dot(row, other)));
+}
+
+/** `[k][l] = x[k] . x[l]` */
+export function gramOf(x: readonly Float64Array[]): Float64Array[] {
+  const gram = x.map(() => new Float64Array(x.length));
+  for (let k = 0; k < x.length; k++) for (let l = 0; l <= k; l++) gram[k][l] = gram[l][k] = dot(x[k], x[l]);
+  return gram;
+}
+
+/** Sum of the products of two matrices' entries. */
+export function contract(x: readonly Float64Array[], y: readonly Float64Array[]): number {
+  return sumOf(x.map((row, k) => dot(row, y[k])));
 }
 
 /** Largest magnitude in a row. */
 export function peakOf(row: Float64Array): number {
   let peak = 0;
-  for (let i = 0; i < row.length; i++) peak = Math.max(peak, Math.abs(row[i]));
+  for (let i = 0; i < row.length; i++) {
+    const size = Math.abs(row[i]);
+    if (size > peak) peak = size;
+  }
   return peak;
 }
 
@@ -72,21 +100,32 @@ export function combine(
   const length = rows[0]?.length ?? 0;
   return Array.from({ length: count }, (_, m) => {
     const result = new Float64Array(length);
-    rows.forEach((row, k) => {
-      const factor = weight(k, m);
-      if (factor !== 0) for (let i = 0; i < length; i++) result[i] += factor * row[i];
-    });
+    addCombination(result, rows, (k) => weight(k, m));
     return result;
   });
 }
 
+/** `target += sum over k of weight(k) rows[k]`, in place. */
+export function addCombination(
+  target: Float64Array,
+  rows: readonly Float64Array[],
+  weight: (k: number) => number,
+): void {
+  const terms = rows.map((row, k) => ({ row, factor: weight(k) })).filter(({ factor }) => factor !== 0);
+  // Four rows at a time: half of the work is reading and writing the target.
+  const even = terms.length - (terms.length % 4);
+  for (let k = 0; k < even; k += 4) {
+    const [{ row: w, factor: fw }, { row: x, factor: fx }, { row: y, factor: fy }, { row: z, factor: fz }] =
+      terms.slice(k, k + 4);
+    for (let i = 0; i < target.length; i++) target[i] += fw * w[i] + fx * x[i] + (fy * y[i] + fz * z[i]);
+  }
+  for (const { row, factor } of terms.slice(even)) for (let i = 0; i < target.length; i++) target[i] += factor * row[i];
+}
+
 /** Squared Frobenius norm of the sum of outer products `x[k] y[k]^T`, from the Gram matrices of both sides. */
 export function squaredProductNorm(x: readonly Float64Array[], y: readonly Float64Array[]): number {
-  let sum = 0;
-  for (let k = 0; k < x.length; k++)
-    for (let l = 0; l <= k; l++) sum += (k === l ? 1 : 2) * dot(x[k], x[l]) * dot(y[k], y[l]);
   // Rounding can take a sum that is zero below it.
-  return Math.max(0, sum);
+  return Math.max(0, contract(gramOf(x), gramOf(y)));
 }
 
 /**
@@ -109,7 +148,9 @@ export function orthonormalize(rows: readonly Float64Array[]): { basis: Float64A
     const length = Math.sqrt(dot(rest, rest));
     const isDependent = length <= 1e-14 * norm;
     triangle[j][j] = isDependent ? 0 : length;
-    basis.push(isDependent ? new Float64Array(row.length) : rest.map((value) => value / length));
+    if (isDependent) rest.fill(0);
+    else for (let n = 0; n < rest.length; n++) rest[n] /= length;
+    basis.push(rest);
   });
   return { basis, triangle };
 }

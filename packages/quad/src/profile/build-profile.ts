@@ -91,10 +91,10 @@ export async function buildProfile(options: ProfileOptions): Promise<Profile> {
     const strategy = chooseStrategy(policy, scores, anchor);
     const tasks = members[strategy.kind];
     const scales = sharedScales(bench, tasks);
-    for (const [name, given] of factors) {
+    const needsOrder = policy.narrowFloor !== undefined || (policy.narrowShare > 0 && policy.narrowShare < 1);
+    for (const [name, given] of needsOrder ? factors : []) {
       simulated.setAdapter(name, encodeAdapter(given, slots.slots, scales, policy.adapterBits, policy.align));
     }
-    const needsOrder = policy.narrowFloor !== undefined || (policy.narrowShare > 0 && policy.narrowShare < 1);
     const keepWide = policy.keepWide.map((pattern) => new RegExp(pattern));
     const encodingsFor = encodingChooser(simulated.points, observations, tasks, policy);
     const sensitivity = needsOrder
