@@ -21,7 +21,8 @@ export default async function bench() {
     const bundle = join(folder, "bundle");
     // Its own work folder, kept: only the first run calibrates.
     const work = fileURLToPath(new URL("results/work", import.meta.url));
-    await build({ ...config, out: bundle, work });
+    // Distillation changes neither sizes nor times.
+    await build({ ...config, distill: { ...config.distill, adapters: "none" }, out: bundle, work });
     const exposed = join(folder, "exposed");
     await expose(pocket, { out: exposed, adapters: config.adapters });
     const tasks = Object.keys(config.adapters);
