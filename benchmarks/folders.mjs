@@ -59,8 +59,12 @@ async function copyWithoutUnet(model, out) {
  * Only one folder is open at a time. Call it in a process of its own.
  * @param visits [{ folder, task }]: what to open, and what to use; consecutive visits of one folder share its pipeline
  * @param request what to draw
+ * @param withPicture give a grey picture and a mask along: the same work for tasks that need them and tasks that do not
  */
-export async function visitTasks({ visits, request, repeats = 1 }) {
+export async function visitTasks({ visits, request: prompted, repeats = 1, withPicture = false }) {
+  const { width, height } = prompted;
+  const grey = (channels) => ({ width, height, data: new Uint8Array(channels * width * height).fill(127) });
+  const request = withPicture ? { ...prompted, image: grey(3), mask: grey(1) } : prompted;
   let pipeline;
   let opened;
   const opens = [];

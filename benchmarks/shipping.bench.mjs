@@ -45,8 +45,10 @@ export default async function bench() {
     const all = {};
     for (let round = 0; round < rounds; round++) {
       for (const [way, visits] of Object.entries(ways)) {
-        (one[way] ??= []).push(await inOwnProcess(folders, "visitTasks", { visits: [visits[0]], request, repeats: 3 }));
-        (all[way] ??= []).push(await inOwnProcess(folders, "visitTasks", { visits, request, repeats: 1 }));
+        const visit = (which, repeats) =>
+          inOwnProcess(folders, "visitTasks", { visits: which, request, repeats, withPicture: true });
+        (one[way] ??= []).push(await visit([visits[0]], 3));
+        (all[way] ??= []).push(await visit(visits, 1));
       }
     }
     const middle = (results, key) => median(results.map((result) => result[key]));

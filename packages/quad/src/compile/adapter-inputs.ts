@@ -47,8 +47,9 @@ export function quantizeAdapterInputs(
       for (const { node, index } of readers) node.setInput(index, values);
     }
   }
-  const strength = inputs.get(slots.strengthInput)!;
-  strength.type = tensorType(strength.dataType!, concrete(["rank"]));
+  // A graph with merged adapters has no such input.
+  const strength = inputs.get(slots.strengthInput);
+  if (strength) strength.type = tensorType(strength.dataType!, concrete(["rank"]));
 }
 
 /** A rank of zeros behind a convolution's own is there for rank 0 alone: a graph of fixed rank does without. */
