@@ -1,5 +1,6 @@
+import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { cloneModel, type Graph, loadModel, type Model, runModel, Tensor } from "@quad/onnx";
+import { cloneModel, createSession, type Graph, loadModel, type Model, runModel, Tensor, toOrt } from "@quad/onnx";
 import { beforeAll, describe, expect, test } from "vitest";
 import { exposedPocket } from "../../../../test/helpers/exposed-pocket.ts";
 import { buildModel, randomTensor, temporaryFolder } from "../../../../test/helpers/models.ts";
@@ -88,6 +89,49 @@ describe("observing graphs against statistics of the full values", () => {
       ]);
     }
   });
+});
+
+test("ONNX Runtime observes every value before it makes the next", async () => {
+  const count = 40;
+  const valueNames = Array.from({ length: count }, (_, index) => `value${index}`);
+  const chain = buildModel((graph) => {
+    let value = graph.addInput("x", "float32", [4]);
+    for (const name of valueNames) {
+      value = graph.apply("Neg", [value]);
+      value.name = name;
+      value.type = typeOf([4]);
+    }
+    return { result: { value: graph.apply("Neg", [value]) } };
+  });
+  chain.opsets.set("", 17);
+  chain.irVersion = 8;
+  const limits = (value: number) => Tensor.float32([count], new Float32Array(count).fill(value));
+  const edges = { [observed.low]: limits(0), [observed.binsPerUnit]: limits(1) };
+  for (const [observer, graph, feeds] of [
+    ["ReduceMax", rangeGraph(chain, valueNames), {}],
+    ["ScatterElements", histogramGraph(chain, valueNames, 4, 4), edges],
+  ] as const) {
+    const session = await createSession(graph, {
+      enableProfiling: true,
+      profileFilePrefix: join(folder, observer),
+      graphOptimizationLevel: "disabled",
+    });
+    const inputs = { x: Tensor.float32([4], new Float32Array(4)), ...feeds };
+    await session.run(Object.fromEntries(Object.entries(inputs).map(([name, tensor]) => [name, toOrt(tensor)])));
+    session.endProfiling();
+    await session.release();
+    const [file] = readdirSync(folder).filter((name) => name.startsWith(observer));
+    const events: { name: string; args?: { op_name?: string } }[] = JSON.parse(
+      readFileSync(join(folder, file), "utf8"),
+    );
+    const operators = events.filter(({ name }) => name.endsWith("_kernel_time")).map(({ args }) => args?.op_name);
+    const made = operators.flatMap((operator, position) => (operator === "Neg" ? [position] : []));
+    expect(made.length).toBe(count + 1);
+    for (let index = 1; index <= count; index++) {
+      const before = operators.slice(0, made[index]).filter((operator) => operator === observer).length;
+      expect(before, `${observer} before value ${index}`).toBe(index);
+    }
+  }
 });
 
 function typeOf(shape: number[]) {
