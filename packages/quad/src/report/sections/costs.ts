@@ -81,12 +81,20 @@ export function benchmarksSection(benchmarks: readonly Benchmarks[]): Section | 
       return html`<h3>${title}</h3><p class="muted">${machine.cpu}, ${machine.cores} cores</p>
 ${times.length > 1 && timesPlot(title, times)}
 ${table(`${title}: medians`, ["figure", "median", "unit", "runs", "ratio"], rows, "figures")}
-${notes.length > 0 && html`<ul class="muted">${notes.map((note) => html`<li>${note}</li>`)}</ul>`}`;
+${notesOf(notes)}`;
     }),
   );
   return parts.length > 0
     ? { id: "latency", title: "Latency and memory", short: "Latency", body: html`${parts}` }
     : null;
+}
+
+/** Sentences as a list; notes that hold a table of text as they would stand in a terminal. */
+function notesOf(notes: readonly string[]): Html | null {
+  if (notes.length === 0) return null;
+  const hasTable = notes.some((note) => /^ *-{3,}( +-{3,})+ *$/.test(note));
+  if (hasTable) return html`<div class="scroll"><pre class="muted">${notes.join("\n")}</pre></div>`;
+  return html`<ul class="muted">${notes.map((note) => html`<li>${note}</li>`)}</ul>`;
 }
 
 function timesPlot(title: string, times: readonly { name: string; value: number }[]): Html {
