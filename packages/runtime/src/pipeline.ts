@@ -321,5 +321,3 @@ async function findAdapters(files: FolderFiles, tasks: ReadonlyMap<string, Task>
   }
   return new Map([...names].map((name) => [name, `adapters/${name}${suffix}`]));
 }
-
-/** Height and width in latents: fixed in the graph, else as the configuration says, else 64 as in Stable Diffusion 1. */

@@ -122,8 +122,8 @@ interface Gauges {
 }
 
 /**
- * Gauges by factor A: they do not depend on the grid, and an adapter is tried on several. Single precision, which is what the
- * factors come in.
+ * Gauges by factor A: they do not depend on the grid, and an adapter is tried on several. Factors must not change in place. Single
+ * precision, which is what they come in.
  */
 const knownGauges = new WeakMap<Float32Array, { B: Float32Array; spread: Factors; lowered: Factors }>();
 
