@@ -127,6 +127,21 @@ export function memorySource(bytes: Uint8Array): TensorSource {
   return { byteLength: bytes.byteLength, read: (start = 0, end = bytes.byteLength) => bytes.subarray(start, end) };
 }
 
+/** Contents of the source that was read last: files are written in pieces, and a piece must not compute all again. */
+let latest: { source: TensorSource; bytes: Uint8Array } | null = null;
+
+/** A source of bytes that are computed whenever they are read, and not kept: weights that follow from others. */
+export function computedSource(byteLength: number, compute: () => Uint8Array): TensorSource {
+  const source: TensorSource = {
+    byteLength,
+    read(start = 0, end = byteLength) {
+      if (latest?.source !== source) latest = { source, bytes: compute() };
+      return latest.bytes.subarray(start, end);
+    },
+  };
+  return source;
+}
+
 /** Product of the dimensions; 1 for a scalar. */
 export function elementCount(dims: readonly number[]): number {
   return dims.reduce((product, dim) => product * dim, 1);

@@ -1,12 +1,4 @@
-import {
-  type DataType,
-  type Graph,
-  type Node,
-  Tensor,
-  type TensorSource,
-  tensorByteSize,
-  type Value,
-} from "@quad/onnx";
+import { computedSource, type DataType, type Graph, type Node, Tensor, tensorByteSize, type Value } from "@quad/onnx";
 import { type Codes, type Encoding, pack4, quantize } from "../quantization/index.ts";
 import { layerEncoding, type SimulationOptions, weightAxis } from "../simulate/simulation-graph.ts";
 import { planeBias } from "./byte-planes.ts";
@@ -150,19 +142,4 @@ function blockSizeFor(rows: number): number {
 
 function bytesOf(array: Codes | Float32Array): Uint8Array {
   return new Uint8Array(array.buffer, array.byteOffset, array.byteLength);
-}
-
-/** Contents of the source that was read last: files are written in pieces, and a piece must not compute all again. */
-let latest: { source: TensorSource; bytes: Uint8Array } | null = null;
-
-/** Bytes that are computed when they are read. */
-function computedSource(byteLength: number, compute: () => Uint8Array): TensorSource {
-  const source: TensorSource = {
-    byteLength,
-    read(start = 0, end = byteLength) {
-      if (latest?.source !== source) latest = { source, bytes: compute() };
-      return latest.bytes.subarray(start, end);
-    },
-  };
-  return source;
 }

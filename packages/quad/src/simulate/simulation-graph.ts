@@ -1,4 +1,13 @@
-import { cloneModel, type Graph, type Model, type Node, Tensor, type Value } from "@quad/onnx";
+import {
+  cloneModel,
+  computedSource,
+  type Graph,
+  type Model,
+  type Node,
+  Tensor,
+  tensorByteSize,
+  type Value,
+} from "@quad/onnx";
 import type { SlotsFile } from "@quad/runtime";
 import { type BitWidth, type Encoding, fakeQuantize, weightEncoding } from "../quantization/index.ts";
 import { findQuantizable, movedFrom, type Quantizable } from "./quantizable.ts";
@@ -151,8 +160,12 @@ function roundWeights(graph: Graph, { layers }: Quantizable, options: Simulation
     done.add(weight);
     const tensor = weight.initializer!;
     const encoding = layerEncoding(weight, nodes[0], options);
-    const rounded = fakeQuantize(tensor.toFloat32(), [...tensor.dims], encoding);
-    const replacement = graph.addInitializer(`${weight.name}_rounded`, Tensor.float32(tensor.dims, rounded));
+    // Computed when they are read: a large model's rounded weights would stay in memory for as long as the graph.
+    const rounded = computedSource(tensorByteSize("float32", tensor.dims), () => {
+      const { buffer, byteOffset, byteLength } = fakeQuantize(tensor.toFloat32(), [...tensor.dims], encoding);
+      return new Uint8Array(buffer, byteOffset, byteLength);
+    });
+    const replacement = graph.addInitializer(`${weight.name}_rounded`, new Tensor("float32", tensor.dims, rounded));
     for (const node of nodes) {
       for (const [index, input] of node.inputs.entries()) if (input === weight) node.setInput(index, replacement);
     }
