@@ -6,9 +6,10 @@ const source = (path: string) => fileURLToPath(new URL(path, import.meta.url));
 export default defineConfig({
   resolve: {
     alias: {
-      "@quad/onnx": source("./packages/onnx/src/index.ts"),
-      "@quad/runtime": source("./packages/runtime/src/index.ts"),
-      quad: source("./packages/quad/src/index.ts"),
+      "@quad-lora/base": source("./packages/base/src/index.ts"),
+      "@quad-lora/onnx": source("./packages/onnx/src/index.ts"),
+      "@quad-lora/runtime": source("./packages/runtime/src/index.ts"),
+      "quad-lora": source("./packages/quad/src/index.ts"),
     },
   },
   test: {

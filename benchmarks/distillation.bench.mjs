@@ -3,7 +3,7 @@
 // number per task (16). Builds and pictures are kept in benchmarks/results/distillation and used again.
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { build, evaluate, loadConfig, readProfile } from "quad";
+import { build, evaluate, loadConfig, readProfile } from "quad-lora";
 import { createTerminal, formatTable } from "../packages/quad/dist/cli/terminal.js";
 
 const pocket = fileURLToPath(new URL("../models/pocket", import.meta.url));

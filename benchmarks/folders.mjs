@@ -1,8 +1,8 @@
 // Model folders that benchmarks compare: one adapter merged into the weights, in full precision or quantized.
 import { cp, mkdir } from "node:fs/promises";
 import { join } from "node:path";
-import { saveModel } from "@quad/onnx";
-import { findLayers, inspectModel, loadComponent, openFolder, openModelFolder } from "quad";
+import { saveModel } from "@quad-lora/onnx";
+import { findLayers, inspectModel, loadComponent, openFolder, openModelFolder } from "quad-lora";
 import { buildQuantizedGraph } from "../packages/quad/dist/compile/quantized-graph.js";
 import { mergeAdapter } from "../packages/quad/dist/expose/merge-adapter.js";
 import { pointEncoding, readProfile } from "../packages/quad/dist/profile/profile.js";

@@ -3,7 +3,7 @@
 // kept in benchmarks/results/ablation.json.
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { ablate, ablationTable, ablationVariants, loadConfig, meanOf } from "quad";
+import { ablate, ablationTable, ablationVariants, loadConfig, meanOf } from "quad-lora";
 import { createTerminal, formatTable } from "../packages/quad/dist/cli/terminal.js";
 
 const pocket = fileURLToPath(new URL("../models/pocket", import.meta.url));

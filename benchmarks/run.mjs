@@ -5,7 +5,7 @@ import { readdir, readFile } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { writeFileAtomically } from "quad";
+import { writeFileAtomically } from "quad-lora";
 import { formatDuration, formatTable } from "../packages/quad/dist/cli/terminal.js";
 import { compareResults } from "./compare.mjs";
 import { inOwnProcess, machine } from "./harness.mjs";

@@ -3,7 +3,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { build, expose, loadConfig, storageSizes, storageTable } from "quad";
+import { build, expose, loadConfig, storageSizes, storageTable } from "quad-lora";
 import { writeMerged, writeMergedQuantized } from "./folders.mjs";
 import { inOwnProcess, median } from "./harness.mjs";
 

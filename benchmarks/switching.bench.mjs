@@ -3,10 +3,10 @@ import { cp, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { loadModel, saveModel } from "@quad/onnx";
-import { openPipeline, seededNoise } from "@quad/runtime";
+import { loadModel, saveModel } from "@quad-lora/onnx";
+import { openPipeline, seededNoise } from "@quad-lora/runtime";
 import * as ort from "onnxruntime-node";
-import { expose, findLayers, folderFiles, inspectModel, openModelFolder } from "quad";
+import { expose, findLayers, folderFiles, inspectModel, openModelFolder } from "quad-lora";
 import { mergeAdapter } from "../packages/quad/dist/expose/merge-adapter.js";
 import { inOwnProcess, median, peakMegabytes, time } from "./harness.mjs";
 

@@ -3,7 +3,7 @@
 import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { writeFileAtomically } from "quad";
+import { writeFileAtomically } from "quad-lora";
 
 /**
  * Writes tables into a Markdown file. Returns the names of those that it wrote.

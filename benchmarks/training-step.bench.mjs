@@ -57,8 +57,8 @@ export default async function bench() {
 
 /** The trainer's graphs as files. Loads the toolkit, which the measuring processes do not. */
 async function writeStages(folder) {
-  const onnx = await import("@quad/onnx");
-  const { findLayers } = await import("quad");
+  const onnx = await import("@quad-lora/onnx");
+  const { findLayers } = await import("quad-lora");
   const { buildAdapterGraph } = await import("../packages/quad/dist/train/adapter-graph.js");
   const { buildWeightsGraph, findWeights } = await import("../packages/quad/dist/train/weights-graph.js");
   const { parametersName } = await import("../packages/quad/dist/train/denoiser-graph.js");

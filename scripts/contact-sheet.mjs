@@ -13,7 +13,7 @@ const font = "Inter, 'Helvetica Neue', 'DejaVu Sans', Arial, sans-serif";
 
 /**
  * @param {string[]} columns headings
- * @param {{ title: string, lines: string[], cells: { picture: import("@quad/runtime").RgbImage, input?: import("@quad/runtime").RgbImage }[] }[]} rows
+ * @param {{ title: string, lines: string[], cells: { picture: import("@quad-lora/runtime").RgbImage, input?: import("@quad-lora/runtime").RgbImage }[] }[]} rows
  * @param {string} footer
  * @returns {Promise<Buffer>} PNG
  */

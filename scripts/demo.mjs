@@ -2,9 +2,9 @@
 import { readdir, stat } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { openPipeline } from "@quad/runtime";
+import { openPipeline } from "@quad-lora/runtime";
 import * as ort from "onnxruntime-node";
-import { expose, folderFiles, readImage, readMask, writeFileAtomically } from "quad";
+import { expose, folderFiles, readImage, readMask, writeFileAtomically } from "quad-lora";
 import { createTerminal, formatBytes, formatDuration, formatTable } from "../packages/quad/dist/cli/terminal.js";
 import { drawContactSheet, wrap } from "./contact-sheet.mjs";
 

@@ -2,18 +2,15 @@ import { createHash } from "node:crypto";
 import { cpSync, existsSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
+import { InputError, parseSafetensors, type SafetensorsInput, serializeSafetensors } from "@quad-lora/base";
 import {
   type BundleManifest,
   fetchFiles,
-  InputError,
   openPipeline,
   type Pipeline,
-  parseSafetensors,
   readOnnxAdapter,
-  type SafetensorsInput,
   type Selection,
-  serializeSafetensors,
-} from "@quad/runtime";
+} from "@quad-lora/runtime";
 import * as ort from "onnxruntime-node";
 import {
   addToBundle,
@@ -33,7 +30,7 @@ import {
   storageSizes,
   storageTable,
   verifyBundle,
-} from "quad";
+} from "quad-lora";
 import { beforeAll, describe, expect, test } from "vitest";
 import { pocketFolder } from "./helpers/exposed-pocket.ts";
 import { psnr } from "./helpers/pictures.ts";
@@ -178,7 +175,7 @@ describe("what a build writes", () => {
 
   test("an .onnx_adapter holds all adapter inputs: with it the graph runs by itself", async () => {
     const { parameters } = readOnnxAdapter(readFileSync(join(bundle, "adapters/flat.onnx_adapter")), "flat");
-    // What programs without @quad/runtime have to set on x64 processors without VNNI.
+    // What programs without @quad-lora/runtime have to set on x64 processors without VNNI.
     const extra = { session: { x64quantprecision: "1" } };
     const session = await ort.InferenceSession.create(join(bundle, "unet/model.onnx"), { extra });
     const feeds: Record<string, ort.Tensor> = {};

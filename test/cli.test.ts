@@ -3,7 +3,7 @@ import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statS
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { create, toBinary } from "@bufbuild/protobuf";
-import { parseSafetensors, type SafetensorsInput, serializeSafetensors, toFloat32 } from "@quad/runtime";
+import { parseSafetensors, type SafetensorsInput, serializeSafetensors, toFloat32 } from "@quad-lora/base";
 import { ModelProtoSchema, TensorProto_DataLocation } from "onnx-buf";
 import sharp from "sharp";
 import { beforeAll, describe, expect, test } from "vitest";

@@ -1,7 +1,7 @@
 import { cpSync, existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { adapterRecordSchema } from "@quad/runtime";
-import { type BuildConfig, build, distillBundle, distillConfigured, distillSchema, verifyBundle } from "quad";
+import { adapterRecordSchema } from "@quad-lora/runtime";
+import { type BuildConfig, build, distillBundle, distillConfigured, distillSchema, verifyBundle } from "quad-lora";
 import { beforeAll, expect, test } from "vitest";
 import { main } from "../packages/quad/src/cli/main.ts";
 import { loadSmallBuild, scratchFolder, snapshot } from "./helpers/small-build.ts";

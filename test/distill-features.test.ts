@@ -1,9 +1,10 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { encodeModel, loadModel, type Model, writeTemporary } from "@quad/onnx";
-import { parseSafetensors, type TensorData, toFloat32 } from "@quad/runtime";
+import { parseSafetensors, toFloat32 } from "@quad-lora/base";
+import { encodeModel, loadModel, type Model, writeTemporary } from "@quad-lora/onnx";
+import type { TensorData } from "@quad-lora/runtime";
 import * as ort from "onnxruntime-node";
-import { type DistillSettingsInput, distillAdapter, distillSchema, expose, recordTeacher } from "quad";
+import { type DistillSettingsInput, distillAdapter, distillSchema, expose, recordTeacher } from "quad-lora";
 import { beforeAll, expect, test } from "vitest";
 import { loadCases, recordConfigured } from "../packages/quad/src/build/build.ts";
 import { denoiserSlots, observeTasks } from "../packages/quad/src/calibrate/calibrate.ts";

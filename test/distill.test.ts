@@ -1,7 +1,8 @@
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { loadModel } from "@quad/onnx";
-import { alphaSigma, parseSafetensors, SeededRandom, type TensorData, toFloat32 } from "@quad/runtime";
+import { parseSafetensors, toFloat32 } from "@quad-lora/base";
+import { loadModel } from "@quad-lora/onnx";
+import { alphaSigma, SeededRandom, type TensorData } from "@quad-lora/runtime";
 import {
   type BuildConfig,
   type DistillAdapterOptions,
@@ -13,7 +14,7 @@ import {
   recordDataset,
   recordTeacher,
   teacherCases,
-} from "quad";
+} from "quad-lora";
 import { beforeAll, describe, expect, test } from "vitest";
 import { loadCases, recordConfigured } from "../packages/quad/src/build/build.ts";
 import { alignBatches, denoiserSlots, observeTasks } from "../packages/quad/src/calibrate/calibrate.ts";

@@ -1,6 +1,6 @@
 import { join } from "node:path";
-import { loadModel } from "@quad/onnx";
-import { evaluate, openSafetensors, writeProfile } from "quad";
+import { loadModel } from "@quad-lora/onnx";
+import { evaluate, openSafetensors, writeProfile } from "quad-lora";
 import { describe, expect, test } from "vitest";
 import { configSchema } from "../packages/quad/src/build/config.ts";
 import { denoiserSlots } from "../packages/quad/src/calibrate/calibrate.ts";

@@ -1,8 +1,8 @@
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { Model, saveModel, Tensor } from "@quad/onnx";
-import { parseSafetensors, serializeSafetensors, toFloat32 } from "@quad/runtime";
-import { type EvaluateOptions, evaluate, readEvaluation, readImage } from "quad";
+import { parseSafetensors, serializeSafetensors, toFloat32 } from "@quad-lora/base";
+import { Model, saveModel, Tensor } from "@quad-lora/onnx";
+import { type EvaluateOptions, evaluate, readEvaluation, readImage } from "quad-lora";
 import { beforeAll, describe, expect, test } from "vitest";
 import { type BuildConfig, configSchema } from "../packages/quad/src/build/config.ts";
 import { main } from "../packages/quad/src/cli/main.ts";

@@ -1,5 +1,6 @@
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
+import { parseSafetensors, toFloat32, toTypedArray } from "@quad-lora/base";
 import {
   Builder,
   buildGradients,
@@ -13,9 +14,8 @@ import {
   specialize,
   Tensor,
   type Value,
-} from "@quad/onnx";
-import { parseSafetensors, toFloat32, toTypedArray } from "@quad/runtime";
-import { bindAdapter, exposeGraph, findLayers, importAdapter } from "quad";
+} from "@quad-lora/onnx";
+import { bindAdapter, exposeGraph, findLayers, importAdapter } from "quad-lora";
 import { describe, expect, test } from "vitest";
 import { randomNumbers, relativeError } from "./helpers/finite-differences.ts";
 

@@ -1,7 +1,7 @@
 import { fileURLToPath } from "node:url";
-import { openPipeline, type Pipeline } from "@quad/runtime";
+import { openPipeline, type Pipeline } from "@quad-lora/runtime";
 import * as ort from "onnxruntime-node";
-import { folderFiles, readImage } from "quad";
+import { folderFiles, readImage } from "quad-lora";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { pocketFolder } from "./helpers/exposed-pocket.ts";
 import { psnr, relativeDifference } from "./helpers/pictures.ts";

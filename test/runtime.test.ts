@@ -1,18 +1,9 @@
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
-import {
-  type FolderFiles,
-  InputError,
-  openPipeline,
-  type Pipeline,
-  parseSafetensors,
-  schedulerClasses,
-  seededNoise,
-  toFloat32,
-  toTypedArray,
-} from "@quad/runtime";
+import { InputError, parseSafetensors, toFloat32, toTypedArray } from "@quad-lora/base";
+import { type FolderFiles, openPipeline, type Pipeline, schedulerClasses, seededNoise } from "@quad-lora/runtime";
 import * as ort from "onnxruntime-node";
-import { folderFiles, readImage, readMask } from "quad";
+import { folderFiles, readImage, readMask } from "quad-lora";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { exposedPocket, pocketFolder } from "./helpers/exposed-pocket.ts";
 import { meanDifference, relativeDifference } from "./helpers/pictures.ts";

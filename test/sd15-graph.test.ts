@@ -1,6 +1,6 @@
 import { join } from "node:path";
-import { checkModel } from "@quad/onnx";
-import { exposeGraph, findLayers, importAdapter, toModule, writeSafetensors } from "quad";
+import { checkModel } from "@quad-lora/onnx";
+import { exposeGraph, findLayers, importAdapter, toModule, writeSafetensors } from "quad-lora";
 import { expect, test } from "vitest";
 import { temporaryFolder } from "./helpers/models.ts";
 import { kohyaLayers, kohyaTensors, loadSd15Graph } from "./helpers/sd15.ts";

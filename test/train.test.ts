@@ -4,9 +4,9 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 
 import { dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
-import { checkModel, InputError, loadModel, type Model } from "@quad/onnx";
-import { parseSafetensors } from "@quad/runtime";
-import { expose, findLayers, importAdapter, openFolder, toModule } from "quad";
+import { InputError, parseSafetensors } from "@quad-lora/base";
+import { checkModel, loadModel, type Model } from "@quad-lora/onnx";
+import { expose, findLayers, importAdapter, openFolder, toModule } from "quad-lora";
 import sharp from "sharp";
 import { beforeAll, describe, expect, test } from "vitest";
 import { denoiserSlots } from "../packages/quad/src/calibrate/calibrate.ts";

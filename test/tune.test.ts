@@ -1,7 +1,15 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { loadModel } from "@quad/onnx";
-import { build, expose, type Profile, readProfile, type TuneProfileOptions, tuneProfile, writeProfile } from "quad";
+import { loadModel } from "@quad-lora/onnx";
+import {
+  build,
+  expose,
+  type Profile,
+  readProfile,
+  type TuneProfileOptions,
+  tuneProfile,
+  writeProfile,
+} from "quad-lora";
 import { beforeAll, describe, expect, test } from "vitest";
 import { recordConfigured } from "../packages/quad/src/build/build.ts";
 import type { BuildConfig, BuildConfigInput } from "../packages/quad/src/build/config.ts";

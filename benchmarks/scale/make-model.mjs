@@ -9,9 +9,9 @@ import { cp, mkdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { Model, saveModel, Tensor } from "@quad/onnx";
-import { SeededRandom } from "@quad/runtime";
-import { inspectModel, openModelFolder, toModule, writeKohya } from "quad";
+import { Model, saveModel, Tensor } from "@quad-lora/onnx";
+import { SeededRandom } from "@quad-lora/runtime";
+import { inspectModel, openModelFolder, toModule, writeKohya } from "quad-lora";
 
 const root = fileURLToPath(new URL("../..", import.meta.url));
 const pocket = join(root, "models/pocket");

@@ -8,7 +8,7 @@ import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { distillAdapter, loadConfig, recordTeacher, storageSizes, storageTable } from "quad";
+import { distillAdapter, loadConfig, recordTeacher, storageSizes, storageTable } from "quad-lora";
 import { writeMerged } from "../folders.mjs";
 import { inOwnProcess, machine, median, peakMegabytes } from "../harness.mjs";
 import { fillTables, markdown, round } from "../tables.mjs";

@@ -3,9 +3,9 @@
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { loadModel } from "@quad/onnx";
-import { SeededRandom } from "@quad/runtime";
-import { findLayers } from "quad";
+import { loadModel } from "@quad-lora/onnx";
+import { SeededRandom } from "@quad-lora/runtime";
+import { findLayers } from "quad-lora";
 import { buildAdapterGraph } from "../../packages/quad/dist/train/adapter-graph.js";
 import { parametersName } from "../../packages/quad/dist/train/denoiser-graph.js";
 import { TrainingSession } from "../../packages/quad/dist/train/training-graph.js";

@@ -4,7 +4,9 @@ import { Application, Logger, LogLevel, ReflectionKind, TSConfigReader } from "t
 
 const file = (path) => fileURLToPath(new URL(path, import.meta.url));
 
-export const entryPoints = ["onnx", "quad", "runtime"].map((name) => file(`../../packages/${name}/src/index.ts`));
+export const entryPoints = ["base", "onnx", "quad", "runtime"].map((name) =>
+  file(`../../packages/${name}/src/index.ts`),
+);
 
 /**
  * Reads the exports of modules.

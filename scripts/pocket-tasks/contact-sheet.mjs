@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { expose, openFolder, readImage } from "quad";
+import { expose, openFolder, readImage } from "quad-lora";
 import sharp from "sharp";
 
 const model = fileURLToPath(new URL("../../models/pocket", import.meta.url));

@@ -3,10 +3,10 @@ import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { openPipeline, type RgbImage } from "@quad/runtime";
+import { openPipeline, type RgbImage } from "@quad-lora/runtime";
 import * as ort from "onnxruntime-node";
 import { type Browser, chromium, type Page } from "playwright-core";
-import { build as buildBundle, folderFiles, readImage, readMask } from "quad";
+import { build as buildBundle, folderFiles, readImage, readMask } from "quad-lora";
 import { build } from "vite";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { exposedPocket } from "../helpers/exposed-pocket.ts";
@@ -30,7 +30,7 @@ beforeAll(async () => {
     root: here,
     logLevel: "warn",
     resolve: {
-      alias: { "@quad/runtime": join(here, "../../packages/runtime/src/index.ts") },
+      alias: { "@quad-lora/runtime": join(here, "../../packages/runtime/src/index.ts") },
       // The page says itself where the WebAssembly files are, so that none is bundled.
       conditions: ["onnxruntime-web-use-extern-wasm"],
     },

@@ -1,4 +1,4 @@
-import { fetchFiles, type GenerateOptions, openPipeline, type RgbImage, type Selection } from "@quad/runtime";
+import { fetchFiles, type GenerateOptions, openPipeline, type RgbImage, type Selection } from "@quad-lora/runtime";
 import * as ort from "onnxruntime-web/wasm";
 
 /** One picture to make in the page. Pixels are plain arrays: what crosses into a browser is JSON. */

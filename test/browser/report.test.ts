@@ -1,9 +1,9 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
-import { SeededRandom } from "@quad/runtime";
+import { SeededRandom } from "@quad-lora/runtime";
 import { type Browser, chromium, type Page } from "playwright-core";
-import { writeImage, writeProfile, writeReport } from "quad";
+import { writeImage, writeProfile, writeReport } from "quad-lora";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { type Evaluation, writeEvaluation } from "../../packages/quad/src/evaluate/evaluation.ts";
 import { policySchema } from "../../packages/quad/src/profile/policy.ts";

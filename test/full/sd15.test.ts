@@ -3,9 +3,10 @@ import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, 
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { checkModel, createSession, loadModel, type Model, runSession, Tensor } from "@quad/onnx";
-import { parseSafetensors, type SlotsFile, toFloat32 } from "@quad/runtime";
-import { findLayers, importAdapter, toModule, writeSafetensors } from "quad";
+import { parseSafetensors, toFloat32 } from "@quad-lora/base";
+import { checkModel, createSession, loadModel, type Model, runSession, Tensor } from "@quad-lora/onnx";
+import type { SlotsFile } from "@quad-lora/runtime";
+import { findLayers, importAdapter, toModule, writeSafetensors } from "quad-lora";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { mergeAdapter } from "../../packages/quad/src/expose/merge-adapter.ts";
 import { maxRelative, randomTensor } from "../helpers/models.ts";

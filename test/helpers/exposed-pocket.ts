@@ -3,7 +3,7 @@ import { mkdtemp } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { expose } from "quad";
+import { expose } from "quad-lora";
 
 /** The pocket model as exported: no adapter inputs. */
 export const pocketFolder = fileURLToPath(new URL("../../models/pocket", import.meta.url));

@@ -12,7 +12,7 @@ import {
   Tensor,
   tensorType,
   Value,
-} from "@quad/onnx";
+} from "@quad-lora/onnx";
 
 /** Repeatable numbers in [0, 1). (Mulberry32.) */
 export function randomNumbers(seed: number): () => number {

@@ -10,8 +10,8 @@ import {
   type NumericDataType,
   Tensor,
   tensorByteSize,
-} from "@quad/onnx";
-import { SeededRandom } from "@quad/runtime";
+} from "@quad-lora/onnx";
+import { SeededRandom } from "@quad-lora/runtime";
 import { afterAll } from "vitest";
 
 /** A new folder that goes away when the test file is done. */

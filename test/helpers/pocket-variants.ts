@@ -2,6 +2,7 @@ import { readFileSync, rmSync } from "node:fs";
 import { cp, mkdtemp } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { parseSafetensors, toFloat32 } from "@quad-lora/base";
 import {
   type DataType,
   type Dimension,
@@ -12,8 +13,7 @@ import {
   Tensor,
   tensorType,
   type Value,
-} from "@quad/onnx";
-import { parseSafetensors, toFloat32 } from "@quad/runtime";
+} from "@quad-lora/onnx";
 import { pocketFolder } from "./exposed-pocket.ts";
 
 /**

@@ -1,8 +1,8 @@
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { gunzipSync } from "node:zlib";
-import { decodeModel, type Model } from "@quad/onnx";
-import { SeededRandom } from "@quad/runtime";
+import { decodeModel, type Model } from "@quad-lora/onnx";
+import { SeededRandom } from "@quad-lora/runtime";
 
 const reference = fileURLToPath(new URL("../reference/sd15/", import.meta.url));
 export const generateScript = `${reference}generate.mjs`;

@@ -3,8 +3,8 @@ import { mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync }
 import { mkdtemp } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { parseSafetensors, type SafetensorsInput, serializeSafetensors } from "@quad/runtime";
-import { type BuildConfigInput, loadConfig } from "quad";
+import { parseSafetensors, type SafetensorsInput, serializeSafetensors } from "@quad-lora/base";
+import { type BuildConfigInput, loadConfig } from "quad-lora";
 import { pocketFolder } from "./exposed-pocket.ts";
 
 /** A folder of its own that is gone when the process ends. */

@@ -24,7 +24,7 @@ export async function runInChromium(folder: string, source: string): Promise<voi
     configFile: false,
     root: folder,
     logLevel: "error",
-    resolve: { alias: { "@quad/runtime": runtime }, preserveSymlinks: true },
+    resolve: { alias: { "@quad-lora/runtime": runtime }, preserveSymlinks: true },
     build: { outDir: site, emptyOutDir: true, target: "es2022", minify: false },
   });
   const server = await serveFolders({ "/models/exposed/": join(folder, "exposed"), "/": site });

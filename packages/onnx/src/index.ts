@@ -1,5 +1,5 @@
+export { InputError, type InputProblem } from "@quad-lora/base";
 export * from "./autodiff/index.ts";
-export * from "./errors.ts";
 export * from "./io/load.ts";
 export { constantBytes, encodeModel, externalFiles, type SaveOptions, saveModel } from "./io/save.ts";
 export { checkModel } from "./ir/check.ts";

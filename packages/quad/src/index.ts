@@ -1,3 +1,4 @@
+export { InputError, type InputProblem } from "@quad-lora/base";
 export * from "./ablation/index.ts";
 export * from "./adapters/index.ts";
 export { type BuildOptions, type BuildResult, build } from "./build/build.ts";

@@ -1,4 +1,4 @@
-import { openPipeline, type Pipeline } from "@quad/runtime";
+import { openPipeline, type Pipeline } from "@quad-lora/runtime";
 import * as ort from "onnxruntime-node";
 import { folderFiles } from "./files/folder-files.ts";
 

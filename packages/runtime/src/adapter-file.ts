@@ -1,8 +1,13 @@
+import type { NumberArray } from "@quad-lora/base";
+import {
+  encodeFloat16,
+  InputError,
+  parseSafetensors,
+  type SafetensorsTensor,
+  toFloat32,
+  toTypedArray,
+} from "@quad-lora/base";
 import { type AdapterInput, concrete } from "./adapter-inputs.ts";
-import type { NumberArray } from "./arrays.ts";
-import { InputError } from "./errors.ts";
-import { encodeFloat16 } from "./float16.ts";
-import { parseSafetensors, type SafetensorsTensor, toFloat32, toTypedArray } from "./safetensors.ts";
 
 /** What an adapter's codes are tied to: SHA-256 of the quantized graph and of the profile, as a manifest has them. */
 export interface BundleIdentity {

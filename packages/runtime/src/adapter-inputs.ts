@@ -1,7 +1,7 @@
+import type { NumberArray } from "@quad-lora/base";
+import { InputError } from "@quad-lora/base";
 import type { Tensor } from "onnxruntime-common";
-import type { NumberArray } from "./arrays.ts";
 import type { Slot, SlotsFile } from "./configs.ts";
-import { InputError } from "./errors.ts";
 import type { Component } from "./ort.ts";
 
 /** Element types that adapter inputs can have. */

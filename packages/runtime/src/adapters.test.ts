@@ -1,12 +1,11 @@
+import { InputError, type SafetensorsInput, serializeSafetensors } from "@quad-lora/base";
 import fc from "fast-check";
 import type { Tensor } from "onnxruntime-common";
 import * as ort from "onnxruntime-node";
 import { describe, expect, test } from "vitest";
 import { AdapterBank, type AdapterFeeds } from "./adapters.ts";
 import type { SlotsFile } from "./configs.ts";
-import { InputError } from "./errors.ts";
 import type { Port } from "./ort.ts";
-import { type SafetensorsInput, serializeSafetensors } from "./safetensors.ts";
 
 const [inFeatures, outFeatures] = [3, 2];
 const kernel = [2, 2] as const;

@@ -1,9 +1,8 @@
+import { concatenateAlong, InputError, type NumberArray, sliceAlong } from "@quad-lora/base";
 import type { Tensor } from "onnxruntime-common";
 import { type BundleIdentity, readAdapterFile } from "./adapter-file.ts";
 import { type AdapterInput, adapterInputs, concrete, zerosOf } from "./adapter-inputs.ts";
-import { concatenateAlong, type NumberArray, sliceAlong } from "./arrays.ts";
 import type { SlotsFile } from "./configs.ts";
-import { InputError } from "./errors.ts";
 import { type Component, floatTensor, type OrtModule, tensorData, tensorFrom } from "./ort.ts";
 
 /** Adapter names with their strengths; empty is the base model. */

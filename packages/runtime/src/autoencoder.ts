@@ -1,7 +1,7 @@
+import { InputError } from "@quad-lora/base";
 import type { InferenceSession } from "onnxruntime-common";
 import type { VaeConfig } from "./configs.ts";
 import { pixelsPerLatent, readVaeConfig } from "./default-size.ts";
-import { InputError } from "./errors.ts";
 import type { FolderFiles } from "./files.ts";
 import { imageToPlanes, type Mask, planesToImage, type RgbImage } from "./images.ts";
 import { Component, floatsOf, floatTensor, type OrtModule } from "./ort.ts";

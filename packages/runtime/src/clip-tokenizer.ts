@@ -1,4 +1,4 @@
-import { InputError } from "./errors.ts";
+import { InputError } from "@quad-lora/base";
 
 /**
  * CLIP's byte-level BPE as a `tokenizer.json`, from the two files that older exports hold instead.

@@ -1,8 +1,8 @@
 import { createServer, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
+import { InputError } from "@quad-lora/base";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { slotsFileSchema, tasksFileSchema } from "./configs.ts";
-import { InputError } from "./errors.ts";
 import { fetchFiles, parseJson } from "./files.ts";
 
 describe("fetchFiles", () => {

@@ -1,5 +1,5 @@
+import { InputError } from "@quad-lora/base";
 import type { z } from "zod";
-import { InputError } from "./errors.ts";
 
 /**
  * Read access to one model folder. Paths are relative to the folder and use `/`.

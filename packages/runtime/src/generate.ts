@@ -1,9 +1,9 @@
+import { InputError } from "@quad-lora/base";
 import type { Tensor } from "onnxruntime-common";
 import type { Autoencoder } from "./autoencoder.ts";
 import type { Task } from "./configs.ts";
 import type { PictureSize } from "./default-size.ts";
 import { denoise, type ModelRun, type StepInfo } from "./denoise.ts";
-import { InputError } from "./errors.ts";
 import { checkImage, isPainted, type Mask, type RgbImage, resizeNearest } from "./images.ts";
 import { SeededRandom } from "./noise.ts";
 import type { Component, OrtModule } from "./ort.ts";

@@ -1,6 +1,6 @@
+import { InputError } from "@quad-lora/base";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { InputError } from "./errors.ts";
 import { checkImage, imageToPlanes, planesToImage, resizeNearest, rgbaFromRgb, rgbFromRgba } from "./images.ts";
 
 const image = fc

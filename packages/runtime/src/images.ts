@@ -1,4 +1,4 @@
-import { InputError } from "./errors.ts";
+import { InputError } from "@quad-lora/base";
 
 /** A picture as rows of pixels, three bytes each: red, green, blue. */
 export interface RgbImage {

@@ -1,11 +1,10 @@
+export { InputError, type InputProblem } from "@quad-lora/base";
 export { adapterMetadata, type BundleIdentity } from "./adapter-file.ts";
 export { AdapterBank, type AdapterFeeds, type Strengths } from "./adapters.ts";
 export { type Slot, type SlotsFile, slotsFileSchema, type Task, type TasksFile, tasksFileSchema } from "./configs.ts";
 export { type PictureSize, readDefaultSize } from "./default-size.ts";
 export type { ModelRun, StepInfo } from "./denoise.ts";
-export { InputError, type InputProblem } from "./errors.ts";
 export { type FolderFiles, fetchFiles, parseJson, readJson } from "./files.ts";
-export * from "./float16.ts";
 export type { GeneratedImage, GenerateOptions } from "./generate.ts";
 export { type Mask, type RgbImage, resizeNearest, rgbaFromRgb, rgbFromRgba } from "./images.ts";
 export {
@@ -22,6 +21,5 @@ export * from "./noise.ts";
 export { type OnnxAdapter, type OnnxAdapterParameter, readOnnxAdapter, writeOnnxAdapter } from "./onnx-adapter.ts";
 export type { OrtModule, TensorData } from "./ort.ts";
 export { type OpenOptions, openPipeline, Pipeline, type Selection } from "./pipeline.ts";
-export * from "./safetensors.ts";
 export * from "./schedulers/index.ts";
 export { loadTokenizer, type PromptTokenizer } from "./tokenizer.ts";

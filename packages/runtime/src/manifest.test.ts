@@ -1,6 +1,6 @@
 import { createHash } from "node:crypto";
+import { InputError } from "@quad-lora/base";
 import { describe, expect, test } from "vitest";
-import { InputError } from "./errors.ts";
 import type { FolderFiles } from "./files.ts";
 import { type AdapterRecord, type BundleManifest, graphHash, openBundle, sha256 } from "./manifest.ts";
 

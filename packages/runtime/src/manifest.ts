@@ -1,7 +1,7 @@
+import { InputError } from "@quad-lora/base";
 import { z } from "zod";
 import type { BundleIdentity } from "./adapter-file.ts";
 import { type Task, taskSchema } from "./configs.ts";
-import { InputError } from "./errors.ts";
 import { type FolderFiles, readJson } from "./files.ts";
 
 const hashSchema = z.string().regex(/^[0-9a-f]{64}$/, "expected a SHA-256 hash in lower-case hexadecimal");

@@ -1,6 +1,6 @@
+import { InputError } from "@quad-lora/base";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { InputError } from "./errors.ts";
 import { type OnnxAdapter, readOnnxAdapter, writeOnnxAdapter } from "./onnx-adapter.ts";
 
 const bytesOf = (array: ArrayBufferView) => new Uint8Array(array.buffer, array.byteOffset, array.byteLength);

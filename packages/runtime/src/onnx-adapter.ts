@@ -6,8 +6,9 @@
  *     table Adapter { format_version: int; adapter_version: int; model_version: int; parameters: [Parameter]; }
  *     root_type Adapter; file_identifier "TORT";
  */
+
+import { InputError } from "@quad-lora/base";
 import { Builder } from "flatbuffers";
-import { InputError } from "./errors.ts";
 
 /** Numbers of ONNX's TensorProto.DataType. */
 const dataTypes = {

@@ -1,7 +1,6 @@
+import { decodeFloat16, encodeFloat16, float32ToFloat16Bits, InputError } from "@quad-lora/base";
 import type { InferenceSession, Tensor } from "onnxruntime-common";
-import { InputError } from "./errors.ts";
 import type { FolderFiles } from "./files.ts";
-import { decodeFloat16, encodeFloat16, float32ToFloat16Bits } from "./float16.ts";
 
 // Everything that is particular to ONNX Runtime's JavaScript packages stays in this file.
 

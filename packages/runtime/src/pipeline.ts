@@ -1,9 +1,9 @@
+import { InputError } from "@quad-lora/base";
 import type { InferenceSession, Tensor } from "onnxruntime-common";
 import { AdapterBank, type AdapterFeeds } from "./adapters.ts";
 import { Autoencoder } from "./autoencoder.ts";
 import { slotsFileSchema, type Task, tasksFileSchema } from "./configs.ts";
 import { type PictureSize, readDefaultSize } from "./default-size.ts";
-import { InputError } from "./errors.ts";
 import { type FolderFiles, readJson, readRequired } from "./files.ts";
 import { type GeneratedImage, type GenerateOptions, generateImage } from "./generate.ts";
 import { type BundleManifest, identityOf, openBundle } from "./manifest.ts";

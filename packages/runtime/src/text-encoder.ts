@@ -1,5 +1,5 @@
+import { InputError } from "@quad-lora/base";
 import type { Tensor } from "onnxruntime-common";
-import { InputError } from "./errors.ts";
 import { type Component, floatsOf, type OrtModule, tokenTensor } from "./ort.ts";
 import type { PromptTokenizer } from "./tokenizer.ts";
 

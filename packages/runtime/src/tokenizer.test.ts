@@ -1,6 +1,6 @@
 import { readFileSync } from "node:fs";
+import { InputError } from "@quad-lora/base";
 import { describe, expect, test } from "vitest";
-import { InputError } from "./errors.ts";
 import type { FolderFiles } from "./files.ts";
 import { loadTokenizer } from "./tokenizer.ts";
 

@@ -1,8 +1,8 @@
 import { Tokenizer } from "@huggingface/tokenizers";
+import { InputError } from "@quad-lora/base";
 import { z } from "zod";
 import { clipTokenizer } from "./clip-tokenizer.ts";
 import { tokenizerConfigSchema } from "./configs.ts";
-import { InputError } from "./errors.ts";
 import { type FolderFiles, readJson } from "./files.ts";
 
 /** Turns prompts into the text encoder's input. */

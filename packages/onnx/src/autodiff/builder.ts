@@ -1,4 +1,4 @@
-import { InputError } from "../errors.ts";
+import { InputError } from "@quad-lora/base";
 import type { DataType } from "../ir/data-type.ts";
 import type { Model } from "../ir/model.ts";
 import type { AttributeInput } from "../ir/node.ts";

@@ -1,6 +1,6 @@
+import { InputError } from "@quad-lora/base";
 import { describe, expect, test } from "vitest";
 import { randomNumbers, relativeError } from "../../../../test/helpers/finite-differences.ts";
-import { InputError } from "../errors.ts";
 import { checkModel } from "../ir/check.ts";
 import { Graph } from "../ir/graph.ts";
 import { Model } from "../ir/model.ts";

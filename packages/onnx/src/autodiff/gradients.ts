@@ -1,4 +1,4 @@
-import { InputError } from "../errors.ts";
+import { InputError } from "@quad-lora/base";
 import { isFloat } from "../ir/data-type.ts";
 import type { Model } from "../ir/model.ts";
 import { floatAttribute, type Node } from "../ir/node.ts";

@@ -1,4 +1,4 @@
-import { InputError } from "../errors.ts";
+import { InputError } from "@quad-lora/base";
 import { Node } from "../ir/node.ts";
 import { tensorByteSize } from "../ir/tensor.ts";
 import { Value } from "../ir/value.ts";

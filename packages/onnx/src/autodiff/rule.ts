@@ -1,4 +1,4 @@
-import { InputError } from "../errors.ts";
+import { InputError } from "@quad-lora/base";
 import type { Node } from "../ir/node.ts";
 import type { Use, Value } from "../ir/value.ts";
 import type { Builder } from "./builder.ts";

@@ -1,11 +1,10 @@
-import { InputError } from "../errors.ts";
+import { float32ToFloat16Bits, InputError } from "@quad-lora/base";
 import { type DataType, isFloat } from "../ir/data-type.ts";
 import type { Graph } from "../ir/graph.ts";
 import type { Model } from "../ir/model.ts";
 import type { Node } from "../ir/node.ts";
 import { Tensor } from "../ir/tensor.ts";
 import type { Value } from "../ir/value.ts";
-import { float16Bits } from "./float16.ts";
 
 /** Concrete dimensions, outermost first. */
 export type Dims = readonly number[];
@@ -129,7 +128,7 @@ function floatTensor(type: DataType, dims: Dims, values: readonly number[]): Ten
     case "float64":
       return Tensor.of("float64", dims, Float64Array.from(values));
     case "float16":
-      return Tensor.of("float16", dims, Uint16Array.from(values, float16Bits));
+      return Tensor.of("float16", dims, Uint16Array.from(values, float32ToFloat16Bits));
     case "int64":
       return Tensor.int64(dims, values);
     default:

@@ -1,6 +1,6 @@
 import { closeSync, fstatSync, openSync, readSync, realpathSync, statSync } from "node:fs";
 import { dirname, isAbsolute, join, relative, sep } from "node:path";
-import { InputError } from "../errors.ts";
+import { InputError } from "@quad-lora/base";
 import type { TensorSource } from "../ir/tensor.ts";
 
 /** What a model file says about a tensor kept in another file. Source: onnx.proto3, TensorProto.external_data. */

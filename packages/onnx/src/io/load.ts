@@ -1,7 +1,7 @@
 import { readFileSync, statSync } from "node:fs";
 import { fromBinary } from "@bufbuild/protobuf";
+import { InputError } from "@quad-lora/base";
 import { type ModelProto, ModelProtoSchema } from "onnx-buf";
-import { InputError } from "../errors.ts";
 import type { Model } from "../ir/model.ts";
 import { modelFromProto, type ReadOptions } from "./read-proto.ts";
 

@@ -1,3 +1,4 @@
+import { InputError } from "@quad-lora/base";
 import {
   type AttributeProto,
   AttributeProto_AttributeType as AttributeType,
@@ -9,7 +10,6 @@ import {
   type TypeProto,
   type ValueInfoProto,
 } from "onnx-buf";
-import { InputError } from "../errors.ts";
 import { type DataType, dataTypeOf } from "../ir/data-type.ts";
 import { Graph } from "../ir/graph.ts";
 import { Model } from "../ir/model.ts";

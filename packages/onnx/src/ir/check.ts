@@ -1,4 +1,4 @@
-import { InputError } from "../errors.ts";
+import { InputError } from "@quad-lora/base";
 import { CycleError, type Graph } from "./graph.ts";
 import type { Model } from "./model.ts";
 import type { Node } from "./node.ts";

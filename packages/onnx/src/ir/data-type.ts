@@ -1,4 +1,4 @@
-import { InputError } from "../errors.ts";
+import { InputError } from "@quad-lora/base";
 
 interface DataTypeFacts {
   /** Number of the type in ONNX's TensorProto.DataType. */

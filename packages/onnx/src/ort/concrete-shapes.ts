@@ -1,4 +1,4 @@
-import { InputError } from "../errors.ts";
+import { InputError } from "@quad-lora/base";
 import { cloneModel } from "../ir/clone.ts";
 import type { Model } from "../ir/model.ts";
 import { makesSequence, outputDataType } from "../ir/operator-types.ts";

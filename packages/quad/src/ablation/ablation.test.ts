@@ -1,6 +1,6 @@
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import { beforeAll, describe, expect, test } from "vitest";
 import { temporaryFolder } from "../../../../test/helpers/models.ts";
 import { loadSmallBuild } from "../../../../test/helpers/small-build.ts";

@@ -1,7 +1,8 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { loadModel, type Model } from "@quad/onnx";
-import type { SafetensorsInput, SlotsFile } from "@quad/runtime";
+import type { SafetensorsInput } from "@quad-lora/base";
+import { loadModel, type Model } from "@quad-lora/onnx";
+import type { SlotsFile } from "@quad-lora/runtime";
 import type { BuildConfig } from "../build/config.ts";
 import { alignBatches, denoiserSlots, shapeOf } from "../calibrate/calibrate.ts";
 import { type Observations, readObservations } from "../calibrate/observations.ts";

@@ -1,6 +1,6 @@
 import { type ChildProcess, fork } from "node:child_process";
 import { fileURLToPath } from "node:url";
-import { InputError, type InputProblem } from "@quad/onnx";
+import { InputError, type InputProblem } from "@quad-lora/base";
 import { AblationBench, type BenchSources, type Groundwork } from "./bench.ts";
 import type { Variant } from "./variants.ts";
 

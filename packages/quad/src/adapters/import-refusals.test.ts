@@ -1,6 +1,6 @@
 import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { writeSafetensors } from "../files/safetensors.ts";

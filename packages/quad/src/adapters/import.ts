@@ -1,4 +1,4 @@
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import { openSafetensors, type SafetensorsReader } from "../files/safetensors.ts";
 import { checkFactors, composeTucker, mergeProjections, type ProjectionFactors } from "./factors.ts";
 import { type AdapterPart, parseKey } from "./keys.ts";

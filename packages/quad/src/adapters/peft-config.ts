@@ -1,4 +1,4 @@
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import * as z from "zod";
 import type { AdapterComponent } from "./types.ts";
 

@@ -1,6 +1,6 @@
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { loadModel } from "@quad/onnx";
+import { loadModel } from "@quad-lora/onnx";
 import { beforeAll, describe, expect, test } from "vitest";
 import { openSafetensors } from "../files/safetensors.ts";
 import { importAdapter } from "./import.ts";

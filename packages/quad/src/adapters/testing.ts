@@ -1,7 +1,6 @@
 /** Fixtures of the adapter readers' tests: modules of a small UNet, and files with adapters for them. */
 import { join } from "node:path";
-import { InputError } from "@quad/onnx";
-import { fromFloat32, type SafetensorsDtype } from "@quad/runtime";
+import { fromFloat32, InputError, type SafetensorsDtype } from "@quad-lora/base";
 import { expect } from "vitest";
 import { temporaryFolder } from "../../../../test/helpers/models.ts";
 import { writeSafetensors } from "../files/safetensors.ts";

@@ -1,6 +1,5 @@
 import { join } from "node:path";
-import { InputError } from "@quad/onnx";
-import { fromFloat32 } from "@quad/runtime";
+import { fromFloat32, InputError } from "@quad-lora/base";
 import { writeFileAtomically } from "../files/atomic.ts";
 import { type LazySafetensorsInput, writeSafetensors } from "../files/safetensors.ts";
 import type { AdaptableModule, AdapterComponent, AdapterLayer } from "./types.ts";

@@ -1,5 +1,5 @@
 import { fileURLToPath } from "node:url";
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import fc from "fast-check";
 import { beforeAll, describe, expect, test } from "vitest";
 import { inspectModel } from "../expose/expose.ts";

@@ -2,7 +2,7 @@
  * Fits a LoRA's factors to quantization grids without training. `(A G)(G^-1 B) = A B` for every invertible G: G is chosen
  * so that both factors lose least when they are quantized, and full precision stays what it was.
  */
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import type { BitWidth } from "../quantization/encoding.ts";
 import { balanceRows, shiftScale } from "./balance.ts";
 import {

@@ -1,5 +1,5 @@
 import { join } from "node:path";
-import type { AdapterRecord, BundleQuality, Pipeline } from "@quad/runtime";
+import type { AdapterRecord, BundleQuality, Pipeline } from "@quad-lora/runtime";
 import { readManifest, readRecords } from "../bundle/bundle-folder.ts";
 import { isBundleAsWritten, noteBundle } from "../bundle/bundle-state.ts";
 import { type CalibrateOptions, observeTasks, recordTask } from "../calibrate/calibrate.ts";

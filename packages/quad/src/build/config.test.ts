@@ -1,6 +1,6 @@
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import { describe, expect, test } from "vitest";
 import { pocketFolder } from "../../../../test/helpers/exposed-pocket.ts";
 import { temporaryFolder } from "../../../../test/helpers/models.ts";

@@ -1,8 +1,8 @@
 import { existsSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join, resolve } from "node:path";
-import { InputError } from "@quad/onnx";
-import type { AdapterRecord } from "@quad/runtime";
+import { InputError } from "@quad-lora/base";
+import type { AdapterRecord } from "@quad-lora/runtime";
 import { type FrozenBundle, measureEncoded, openFrozen, writeEncoded } from "../bundle/bundle-adapters.ts";
 import { bundleFiles, readRecords } from "../bundle/bundle-folder.ts";
 import { type EncodedFiles, encodeForBundle } from "../bundle/encode-adapter.ts";

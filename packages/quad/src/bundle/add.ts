@@ -1,8 +1,8 @@
 import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { basename, join, resolve } from "node:path";
-import { InputError } from "@quad/onnx";
-import { type AdapterRecord, type SlotsFile, type Task, tasksFileSchema } from "@quad/runtime";
+import { InputError } from "@quad-lora/base";
+import { type AdapterRecord, type SlotsFile, type Task, tasksFileSchema } from "@quad-lora/runtime";
 import { importAdapter } from "../adapters/import.ts";
 import type { ImportedAdapter } from "../adapters/types.ts";
 import { recordTrajectory, type TaskCase, type Trajectory } from "../calibrate/trajectory.ts";

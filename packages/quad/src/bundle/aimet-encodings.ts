@@ -1,5 +1,5 @@
-import type { Model, Value } from "@quad/onnx";
-import type { SlotsFile } from "@quad/runtime";
+import type { Model, Value } from "@quad-lora/onnx";
+import type { SlotsFile } from "@quad-lora/runtime";
 import type { ModelEncodings } from "../encodings-files/index.ts";
 import { factorEncoding } from "../profile/adapter-encodings.ts";
 import { type Profile, pointEncoding } from "../profile/profile.ts";

@@ -1,5 +1,5 @@
 import { join, resolve } from "node:path";
-import type { AdapterRecord, BundleManifest, BundleQuality } from "@quad/runtime";
+import type { AdapterRecord, BundleManifest, BundleQuality } from "@quad-lora/runtime";
 import type { Trajectory } from "../calibrate/trajectory.ts";
 import { readSlots } from "../expose/slots.ts";
 import { writeFileAtomically } from "../files/atomic.ts";

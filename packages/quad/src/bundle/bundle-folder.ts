@@ -1,14 +1,14 @@
 import { existsSync } from "node:fs";
 import { readdir, readFile, rename, rm, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import {
   type AdapterRecord,
   adapterRecordSchema,
   type BundleManifest,
   type FileRecord,
   manifestSchema,
-} from "@quad/runtime";
+} from "@quad-lora/runtime";
 import { hashFile } from "../files/hash.ts";
 import { parseJsonFile } from "../model/model-folder.ts";
 

@@ -1,7 +1,7 @@
 import { existsSync } from "node:fs";
 import { constants, cp, readFile } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
-import { tasksFileSchema } from "@quad/runtime";
+import { tasksFileSchema } from "@quad-lora/runtime";
 import { writeFileAtomically } from "../files/atomic.ts";
 import { componentFile, openModelFolder, parseJsonFile } from "../model/model-folder.ts";
 import { bundleFiles } from "./bundle-folder.ts";

@@ -1,15 +1,14 @@
 import { basename } from "node:path";
+import { type SafetensorsInput, serializeSafetensors } from "@quad-lora/base";
 import {
   type AdapterRecord,
   adapterMetadata,
   type BundleIdentity,
   type OnnxAdapterParameter,
-  type SafetensorsInput,
   type SlotsFile,
-  serializeSafetensors,
   type Task,
   writeOnnxAdapter,
-} from "@quad/runtime";
+} from "@quad-lora/runtime";
 import { squaredProductNorm, toRows } from "../alignment/rows.ts";
 import { factorDims, slotInputs } from "../expose/slots.ts";
 import { hashBytes } from "../files/hash.ts";

@@ -1,4 +1,4 @@
-import type { BundleQuality, Pipeline } from "@quad/runtime";
+import type { BundleQuality, Pipeline } from "@quad-lora/runtime";
 import type { ModelCall, Trajectory } from "../calibrate/trajectory.ts";
 import { ScoreKeeper } from "../profile/scores.ts";
 import { thin } from "../profile/sensitivity.ts";

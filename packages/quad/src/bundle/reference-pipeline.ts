@@ -1,8 +1,9 @@
 import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { writeTemporary } from "@quad/onnx";
-import { type FolderFiles, openPipeline, type Pipeline, type SlotsFile, serializeSafetensors } from "@quad/runtime";
+import { serializeSafetensors } from "@quad-lora/base";
+import { writeTemporary } from "@quad-lora/onnx";
+import { type FolderFiles, openPipeline, type Pipeline, type SlotsFile } from "@quad-lora/runtime";
 import * as ort from "onnxruntime-node";
 import { importAdapter } from "../adapters/import.ts";
 import { bindAdapter } from "../expose/bind-adapter.ts";

@@ -1,7 +1,7 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { loadModel } from "@quad/onnx";
-import type { AdapterRecord, BundleManifest, SlotsFile } from "@quad/runtime";
+import { loadModel } from "@quad-lora/onnx";
+import type { AdapterRecord, BundleManifest, SlotsFile } from "@quad-lora/runtime";
 import { type AimetVersion, readAimet, writeAimet } from "../encodings-files/index.ts";
 import { readSlots } from "../expose/slots.ts";
 import { componentFile } from "../model/model-folder.ts";

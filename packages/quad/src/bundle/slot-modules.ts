@@ -1,4 +1,4 @@
-import type { SlotsFile } from "@quad/runtime";
+import type { SlotsFile } from "@quad-lora/runtime";
 import type { AdaptableModule, AdapterComponent } from "../adapters/types.ts";
 
 /** The slots of a folder as modules that an adapter's keys can be looked up among: no graph is needed. */

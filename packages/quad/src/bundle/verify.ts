@@ -1,6 +1,6 @@
 import { join } from "node:path";
-import { InputError } from "@quad/onnx";
-import type { FileRecord } from "@quad/runtime";
+import { InputError } from "@quad-lora/base";
+import type { FileRecord } from "@quad-lora/runtime";
 import { folderFiles } from "../files/folder-files.ts";
 import { bundleFiles, readManifest, readRecords } from "./bundle-folder.ts";
 

@@ -1,6 +1,7 @@
 import { join } from "node:path";
-import { InputError, loadModel } from "@quad/onnx";
-import type { Pipeline, SlotsFile } from "@quad/runtime";
+import { InputError } from "@quad-lora/base";
+import { loadModel } from "@quad-lora/onnx";
+import type { Pipeline, SlotsFile } from "@quad-lora/runtime";
 import { readSlots } from "../expose/slots.ts";
 import { componentFile } from "../model/model-folder.ts";
 import { openFolder } from "../open.ts";

@@ -1,4 +1,4 @@
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import { z } from "zod";
 import { openSafetensors, writeSafetensors } from "../files/safetensors.ts";
 import { parseJsonFile } from "../model/model-folder.ts";

@@ -1,6 +1,6 @@
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { cloneModel, createSession, type Graph, loadModel, type Model, runModel, Tensor, toOrt } from "@quad/onnx";
+import { cloneModel, createSession, type Graph, loadModel, type Model, runModel, Tensor, toOrt } from "@quad-lora/onnx";
 import { beforeAll, describe, expect, test } from "vitest";
 import { exposedPocket } from "../../../../test/helpers/exposed-pocket.ts";
 import { buildModel, randomTensor, temporaryFolder } from "../../../../test/helpers/models.ts";

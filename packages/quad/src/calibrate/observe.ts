@@ -1,5 +1,5 @@
-import type { Model } from "@quad/onnx";
-import type { Pipeline, TensorData } from "@quad/runtime";
+import type { Model } from "@quad-lora/onnx";
+import type { Pipeline, TensorData } from "@quad-lora/runtime";
 import { openWithGraph } from "../simulate/open-with-graph.ts";
 import type { Observations, TaskObservations } from "./observations.ts";
 import { histogramGraph, observed, rangeGraph } from "./observing-graph.ts";

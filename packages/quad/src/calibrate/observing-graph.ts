@@ -1,4 +1,4 @@
-import { cloneModel, elementCount, type Graph, type Model, Tensor, type Value } from "@quad/onnx";
+import { cloneModel, elementCount, type Graph, type Model, Tensor, type Value } from "@quad-lora/onnx";
 
 /** Outputs and inputs that the observing graphs add. */
 export const observed = {

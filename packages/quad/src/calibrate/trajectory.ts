@@ -1,5 +1,6 @@
-import { InputError } from "@quad/onnx";
-import type { GenerateOptions, Pipeline, SafetensorsInput, TensorData } from "@quad/runtime";
+import type { SafetensorsInput } from "@quad-lora/base";
+import { InputError } from "@quad-lora/base";
+import type { GenerateOptions, Pipeline, TensorData } from "@quad-lora/runtime";
 import { openSafetensors, writeSafetensors } from "../files/safetensors.ts";
 
 /** One picture of a task: what a user would ask for. */

@@ -1,4 +1,4 @@
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import { Command, InvalidArgumentError, Option } from "commander";
 import { ablate, ablationTable, ablationVariants } from "../ablation/index.ts";
 import { loadConfig } from "../build/config.ts";

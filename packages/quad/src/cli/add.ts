@@ -1,4 +1,4 @@
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import { Command } from "commander";
 import { loadCases } from "../build/build.ts";
 import { loadConfig } from "../build/config.ts";

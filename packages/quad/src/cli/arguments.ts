@@ -1,4 +1,4 @@
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import { InvalidArgumentError } from "commander";
 import type { z } from "zod";
 

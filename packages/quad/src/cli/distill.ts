@@ -1,6 +1,6 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import { Command, Option } from "commander";
 import { loadConfig } from "../build/config.ts";
 import { distillBundle, distillConfigured } from "../build/distill-configured.ts";

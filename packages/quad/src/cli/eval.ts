@@ -1,6 +1,6 @@
 import { existsSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import { Command, InvalidArgumentError } from "commander";
 import { loadConfig } from "../build/config.ts";
 import { evaluate } from "../evaluate/evaluate.ts";

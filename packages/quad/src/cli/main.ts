@@ -1,5 +1,4 @@
-import { InputError as OnnxInputError } from "@quad/onnx";
-import { InputError as RuntimeInputError } from "@quad/runtime";
+import { InputError } from "@quad-lora/base";
 import { Command, CommanderError } from "commander";
 import { ablateCommand } from "./ablate.ts";
 import { addCommand } from "./add.ts";
@@ -74,7 +73,7 @@ async function runCli(args: string[], json: boolean): Promise<ExitCode> {
 function report(error: unknown, json: boolean): ExitCode {
   if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2;
   const message = error instanceof Error ? error.message : String(error);
-  if (error instanceof OnnxInputError || error instanceof RuntimeInputError) {
+  if (error instanceof InputError) {
     if (json) process.stdout.write(`${JSON.stringify({ error: { message, ...error.problem } })}\n`);
     process.stderr.write(`error: ${message.replaceAll("\n", " ")}\n`);
     return 2;

@@ -1,4 +1,4 @@
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import { Command } from "commander";
 import { toRuntimeTensors, toSafetensors } from "../files/runtime-tensors.ts";
 import { openSafetensors, writeSafetensors } from "../files/safetensors.ts";

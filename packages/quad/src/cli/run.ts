@@ -1,4 +1,4 @@
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import { Command } from "commander";
 import { imageFormat, readImage, readMask, writeImage } from "../files/images.ts";
 import { openFolder } from "../open.ts";

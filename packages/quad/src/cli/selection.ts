@@ -1,5 +1,5 @@
-import { InputError } from "@quad/onnx";
-import type { Selection } from "@quad/runtime";
+import { InputError } from "@quad-lora/base";
+import type { Selection } from "@quad-lora/runtime";
 import { readSafetensorsTensor } from "../files/tensors.ts";
 
 /** What `--task` and `--use` together select. */

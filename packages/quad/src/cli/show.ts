@@ -1,4 +1,4 @@
-import type { AdapterRecord, BundleQuality } from "@quad/runtime";
+import type { AdapterRecord, BundleQuality } from "@quad-lora/runtime";
 import { Command, Option } from "commander";
 import { bundleEncodings, showBundle } from "../bundle/show.ts";
 import { verifyBundle } from "../bundle/verify.ts";

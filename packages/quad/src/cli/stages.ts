@@ -1,6 +1,6 @@
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import { Command } from "commander";
 import { recordConfigured } from "../build/build.ts";
 import { loadConfig } from "../build/config.ts";

@@ -1,5 +1,6 @@
-import { InputError, type Model, tensorType, type Value } from "@quad/onnx";
-import type { SlotsFile } from "@quad/runtime";
+import { InputError } from "@quad-lora/base";
+import { type Model, tensorType, type Value } from "@quad-lora/onnx";
+import type { SlotsFile } from "@quad-lora/runtime";
 import { factorEncoding } from "../profile/adapter-encodings.ts";
 import type { CodeNodes } from "./code-nodes.ts";
 

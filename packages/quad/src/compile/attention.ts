@@ -1,4 +1,4 @@
-import { floatAttribute, type Graph, type Model, type Node, type Value } from "@quad/onnx";
+import { floatAttribute, type Graph, type Model, type Node, type Value } from "@quad-lora/onnx";
 import { replaceValue } from "./replace-value.ts";
 
 /** softmax(factor * q k^T) v of several heads, as a graph spells it out. */

@@ -1,4 +1,4 @@
-import { type Graph, Tensor, tensorType, type Value } from "@quad/onnx";
+import { type Graph, Tensor, tensorType, type Value } from "@quad-lora/onnx";
 import type { Encoding } from "../quantization/index.ts";
 import type { CodeNodes } from "./code-nodes.ts";
 

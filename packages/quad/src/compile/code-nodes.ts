@@ -1,4 +1,4 @@
-import { type DataType, type Graph, memorySource, Tensor, tensorType, type Value } from "@quad/onnx";
+import { type DataType, type Graph, memorySource, Tensor, tensorType, type Value } from "@quad-lora/onnx";
 import { type Encoding, pack4 } from "../quantization/index.ts";
 
 /** Element type of an encoding's codes. */

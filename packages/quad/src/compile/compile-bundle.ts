@@ -1,19 +1,25 @@
 import { existsSync } from "node:fs";
 import { cp, mkdir, rm } from "node:fs/promises";
 import { join, resolve } from "node:path";
+import { InputError } from "@quad-lora/base";
 import {
   checkModel,
   commonSubexpressions,
   constantFolding,
   deadCodeElimination,
-  InputError,
   identityRemoval,
   loadModel,
   type Model,
   runPasses,
   saveModel,
-} from "@quad/onnx";
-import { type AdapterRecord, type BundleManifest, type BundleQuality, graphHash, type SlotsFile } from "@quad/runtime";
+} from "@quad-lora/onnx";
+import {
+  type AdapterRecord,
+  type BundleManifest,
+  type BundleQuality,
+  graphHash,
+  type SlotsFile,
+} from "@quad-lora/runtime";
 import { type AdapterSource, loadAdapters } from "../bundle/adapter-sources.ts";
 import { aimetEncodings } from "../bundle/aimet-encodings.ts";
 import {

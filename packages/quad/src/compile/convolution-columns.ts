@@ -1,4 +1,4 @@
-import { type Graph, type Node, Tensor, tensorType, type Value } from "@quad/onnx";
+import { type Graph, type Node, Tensor, tensorType, type Value } from "@quad-lora/onnx";
 
 /**
  * Convolutions as matrix products: ONNX Runtime's integer convolution gives integers, which would be a rounding more than

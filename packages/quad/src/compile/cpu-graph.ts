@@ -1,4 +1,4 @@
-import type { Graph, Model, Node, Value } from "@quad/onnx";
+import type { Graph, Model, Node, Value } from "@quad-lora/onnx";
 import type { Encoding } from "../quantization/index.ts";
 import type { Quantizable, QuantizableLayer } from "../simulate/quantizable.ts";
 import { fuseAttention } from "./attention.ts";

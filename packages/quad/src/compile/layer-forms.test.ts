@@ -1,5 +1,5 @@
-import { checkModel, type Graph, Model, runModel, Tensor, tensorType } from "@quad/onnx";
-import type { SlotsFile } from "@quad/runtime";
+import { checkModel, type Graph, Model, runModel, Tensor, tensorType } from "@quad-lora/onnx";
+import type { SlotsFile } from "@quad-lora/runtime";
 import { expect, test } from "vitest";
 import { maxRelative, randomTensor } from "../../../../test/helpers/models.ts";
 import { encodingFromRange } from "../quantization/index.ts";

@@ -1,4 +1,4 @@
-import type { Graph, Model, Value } from "@quad/onnx";
+import type { Graph, Model, Value } from "@quad-lora/onnx";
 import type { Encoding } from "../quantization/index.ts";
 import { movesData, type Quantizable } from "../simulate/quantizable.ts";
 import type { PlacementTools } from "./quantized-graph.ts";

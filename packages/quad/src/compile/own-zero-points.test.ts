@@ -1,4 +1,4 @@
-import { type Graph, Model, runModel, Tensor, type Value } from "@quad/onnx";
+import { type Graph, Model, runModel, Tensor, type Value } from "@quad-lora/onnx";
 import { expect, test } from "vitest";
 import { maxRelative, randomTensor } from "../../../../test/helpers/models.ts";
 import { ownZeroPoints } from "./own-zero-points.ts";

@@ -1,4 +1,4 @@
-import type { Model } from "@quad/onnx";
+import type { Model } from "@quad-lora/onnx";
 
 /**
  * Gives every weight zero points of its own, where graphs store what is equal once. With `session.x64quantprecision`, which x64

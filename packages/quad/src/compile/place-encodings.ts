@@ -1,4 +1,5 @@
-import { deadCodeElimination, InputError, runPasses, type Value } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
+import { deadCodeElimination, runPasses, type Value } from "@quad-lora/onnx";
 import { type Profile, pointEncoding } from "../profile/profile.ts";
 import { encodingInputs, type Simulation } from "../simulate/simulation-graph.ts";
 import { CodeNodes } from "./code-nodes.ts";

@@ -1,6 +1,7 @@
 import { mkdtempSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { InputError } from "@quad-lora/base";
 import {
   checkModel,
   cloneModel,
@@ -8,7 +9,6 @@ import {
   type dataTypes,
   encodeModel,
   extractModel,
-  InputError,
   loadModel,
   type Model,
   runModel,
@@ -16,7 +16,7 @@ import {
   saveModel,
   type Tensor,
   type Value,
-} from "@quad/onnx";
+} from "@quad-lora/onnx";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { findLayers } from "../layers/find-layers.ts";
 import { fakeQuantize, weightEncoding } from "../quantization/index.ts";

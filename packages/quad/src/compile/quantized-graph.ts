@@ -1,5 +1,6 @@
-import { cloneModel, deadCodeElimination, InputError, type Model } from "@quad/onnx";
-import type { SlotsFile } from "@quad/runtime";
+import { InputError } from "@quad-lora/base";
+import { cloneModel, deadCodeElimination, type Model } from "@quad-lora/onnx";
+import type { SlotsFile } from "@quad-lora/runtime";
 import type { Encoding } from "../quantization/index.ts";
 import { findQuantizable } from "../simulate/quantizable.ts";
 import type { SimulationOptions } from "../simulate/simulation-graph.ts";
@@ -32,7 +33,7 @@ export interface QuantizedGraphOptions {
  *   16 bits, and 4-bit weights, are of the domain com.microsoft, which has them in every operator set.
  * - cpu: ONNX Runtime's integer kernels by name (MatMulIntegerToFloat, MatMulNBits of com.microsoft), so that what runs does
  *   not depend on which patterns its optimizer recognizes. On x64 processors without VNNI sessions need
- *   `session.x64quantprecision`, which @quad/runtime sets there: their kernels add byte products in 16 bits, which overflow.
+ *   `session.x64quantprecision`, which @quad-lora/runtime sets there: their kernels add byte products in 16 bits, which overflow.
  *
  * Weights are computed from `prepared`'s when they are written; `prepared` itself stays as it is.
  * @param prepared - from `prepareGraph`

@@ -1,4 +1,4 @@
-import type { Graph, Value } from "@quad/onnx";
+import type { Graph, Value } from "@quad-lora/onnx";
 
 /** Makes every reader of `from` read `to`, which takes over its name: values are called as in the graph that was calibrated. */
 export function replaceValue(graph: Graph, from: Value, to: Value): void {

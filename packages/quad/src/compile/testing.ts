@@ -1,7 +1,7 @@
 /** Fixtures of the compiler's tests: the pocket model with ranges seen on a few inputs. */
 import { join } from "node:path";
-import { cloneModel, createSession, fromOrt, loadModel, type Model, runSession, Tensor, toOrt } from "@quad/onnx";
-import type { SlotsFile } from "@quad/runtime";
+import { cloneModel, createSession, fromOrt, loadModel, type Model, runSession, Tensor, toOrt } from "@quad-lora/onnx";
+import type { SlotsFile } from "@quad-lora/runtime";
 import type * as ort from "onnxruntime-node";
 import { exposedPocket } from "../../../../test/helpers/exposed-pocket.ts";
 import { randomTensor } from "../../../../test/helpers/models.ts";
@@ -192,7 +192,7 @@ export function encodingFeeds(encodings: ReadonlyMap<string, Encoding>): Record<
 }
 
 /**
- * Settings under which integer products are exact on every processor, as @quad/runtime opens graphs: x64 processors without
+ * Settings under which integer products are exact on every processor, as @quad-lora/runtime opens graphs: x64 processors without
  * VNNI otherwise add products of bytes in 16 bits, which overflow.
  */
 export const exactProducts = { logSeverityLevel: 3 as const, extra: { session: { x64quantprecision: "1" } } };

@@ -1,4 +1,12 @@
-import { computedSource, type DataType, type Graph, type Node, Tensor, tensorByteSize, type Value } from "@quad/onnx";
+import {
+  computedSource,
+  type DataType,
+  type Graph,
+  type Node,
+  Tensor,
+  tensorByteSize,
+  type Value,
+} from "@quad-lora/onnx";
 import { type Codes, type Encoding, pack4, quantize } from "../quantization/index.ts";
 import { layerEncoding, type SimulationOptions, weightAxis } from "../simulate/simulation-graph.ts";
 import { planeBias } from "./byte-planes.ts";

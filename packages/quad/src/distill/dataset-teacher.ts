@@ -1,7 +1,7 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { InputError } from "@quad/onnx";
-import { alphaSigma, createScheduler, SeededRandom, type TensorData } from "@quad/runtime";
+import { InputError } from "@quad-lora/base";
+import { alphaSigma, createScheduler, SeededRandom, type TensorData } from "@quad-lora/runtime";
 import { z } from "zod";
 import { type CalibrateOptions, denoiserSlots } from "../calibrate/calibrate.ts";
 import { type ModelCall, writeTrajectory } from "../calibrate/trajectory.ts";

@@ -1,8 +1,10 @@
 import { createHash } from "node:crypto";
 import { readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
-import { InputError, loadModel } from "@quad/onnx";
-import type { SafetensorsInput, SlotsFile } from "@quad/runtime";
+import type { SafetensorsInput } from "@quad-lora/base";
+import { InputError } from "@quad-lora/base";
+import { loadModel } from "@quad-lora/onnx";
+import type { SlotsFile } from "@quad-lora/runtime";
 import { denoiserSlots, shapeOf } from "../calibrate/calibrate.ts";
 import { readTrajectory } from "../calibrate/trajectory.ts";
 import { factorDims, slotInputs } from "../expose/slots.ts";

@@ -1,7 +1,7 @@
 import { fork } from "node:child_process";
 import { statSync } from "node:fs";
 import { availableParallelism, freemem } from "node:os";
-import { InputError, type InputProblem } from "@quad/onnx";
+import { InputError, type InputProblem } from "@quad-lora/base";
 import { denoiserSlots } from "../calibrate/calibrate.ts";
 import { decibels as toDecibels } from "../metrics/index.ts";
 import { componentFile } from "../model/model-folder.ts";

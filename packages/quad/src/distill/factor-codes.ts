@@ -1,6 +1,7 @@
-import type { PackedParameter } from "@quad/onnx";
-import { elementCount } from "@quad/onnx";
-import type { SafetensorsInput, Slot } from "@quad/runtime";
+import type { SafetensorsInput } from "@quad-lora/base";
+import type { PackedParameter } from "@quad-lora/onnx";
+import { elementCount } from "@quad-lora/onnx";
+import type { Slot } from "@quad-lora/runtime";
 import type { SlotScales } from "../profile/adapter-encodings.ts";
 import { type BitWidth, gridLimits } from "../quantization/index.ts";
 

@@ -1,4 +1,5 @@
-import { InputError, type Model, type Value } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
+import type { Model, Value } from "@quad-lora/onnx";
 import { modulePath } from "../layers/module-names.ts";
 
 /** A block of the denoiser whose output student and teacher are compared at. */

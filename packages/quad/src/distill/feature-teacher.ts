@@ -1,5 +1,5 @@
-import { cloneModel, deadCodeElimination, type Model, runPasses } from "@quad/onnx";
-import type { SlotsFile, TensorData } from "@quad/runtime";
+import { cloneModel, deadCodeElimination, type Model, runPasses } from "@quad-lora/onnx";
+import type { SlotsFile, TensorData } from "@quad-lora/runtime";
 import * as ort from "onnxruntime-node";
 import { fixFactors, fixStrength } from "../expose/fix-factors.ts";
 import { openFromFile } from "../train/training-graph.ts";

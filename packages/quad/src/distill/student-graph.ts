@@ -1,16 +1,16 @@
+import { InputError } from "@quad-lora/base";
 import {
   Builder,
   cloneModel,
   type Dims,
   type Graph,
-  InputError,
   type Model,
   packInputs,
   runPasses,
   specialize,
   type Value,
-} from "@quad/onnx";
-import type { SlotsFile } from "@quad/runtime";
+} from "@quad-lora/onnx";
+import type { SlotsFile } from "@quad-lora/runtime";
 import { placeEncodings } from "../compile/place-encodings.ts";
 import { fixFactors, fixStrength } from "../expose/fix-factors.ts";
 import type { Profile } from "../profile/profile.ts";

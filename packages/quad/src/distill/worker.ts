@@ -1,6 +1,5 @@
 // Entry point of a child process that distils one adapter: ONNX Runtime's runs block the process they are in.
-import { InputError } from "@quad/onnx";
-import { InputError as RuntimeInputError } from "@quad/runtime";
+import { InputError } from "@quad-lora/base";
 import { type DistillAdapterOptions, distillAdapter } from "./distill-adapter.ts";
 import type { WorkerReply } from "./distill-adapters.ts";
 
@@ -21,11 +20,10 @@ process.once("message", async (options: Omit<DistillAdapterOptions, "signal" | "
     });
     await send({ kind: "result", result });
   } catch (error) {
-    const isInput = error instanceof InputError || error instanceof RuntimeInputError;
     await send({
       kind: "error",
       message: error instanceof Error ? (error.stack ?? error.message) : String(error),
-      ...(isInput ? { problem: error.problem } : {}),
+      ...(error instanceof InputError ? { problem: error.problem } : {}),
     });
   }
   process.disconnect?.();

@@ -2,7 +2,7 @@
  * Encodings files of AIMET (https://github.com/quic/aimet), which Qualcomm's converters take as quantization overrides:
  * versions 0.6.1, 1.0.0 and 2.0.0 of its "Encoding Format Specification". Reads the older 0.4 and 0.5 as well.
  */
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import { z } from "zod";
 import { type Encoding, gridLimits } from "../quantization/encoding.ts";
 import {

@@ -1,5 +1,5 @@
-import { InputError } from "@quad/onnx";
-import type { Mask, Pipeline, RgbImage, Task } from "@quad/runtime";
+import { InputError } from "@quad-lora/base";
+import type { Mask, Pipeline, RgbImage, Task } from "@quad-lora/runtime";
 import type { BuildConfig } from "../build/config.ts";
 import { readImage, readMask } from "../files/images.ts";
 

@@ -1,8 +1,8 @@
 import { existsSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
 import { basename, join, resolve } from "node:path";
-import { InputError } from "@quad/onnx";
-import type { Pipeline, Task } from "@quad/runtime";
+import { InputError } from "@quad-lora/base";
+import type { Pipeline, Task } from "@quad-lora/runtime";
 import type { BuildConfig } from "../build/config.ts";
 import { HashCache } from "../files/hash-tree.ts";
 import { openFolder } from "../open.ts";

@@ -1,5 +1,5 @@
 import { readFile } from "node:fs/promises";
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import { z } from "zod";
 import { writeFileAtomically } from "../files/atomic.ts";
 import { parseJsonFile } from "../model/model-folder.ts";

@@ -1,6 +1,6 @@
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
-import type { Task } from "@quad/runtime";
+import type { Task } from "@quad-lora/runtime";
 import type { HashCache } from "../files/hash-tree.ts";
 import { openFolder } from "../open.ts";
 import { adaptersOf } from "./cases.ts";

@@ -1,4 +1,4 @@
-import type { RgbImage } from "@quad/runtime";
+import type { RgbImage } from "@quad-lora/runtime";
 import { psnr, ssim } from "../metrics/index.ts";
 
 /** Agreement of pictures with their full-precision counterparts. */

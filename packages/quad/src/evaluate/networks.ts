@@ -1,8 +1,8 @@
 import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
-import { InputError } from "@quad/onnx";
-import { type FolderFiles, loadTokenizer, type PromptTokenizer } from "@quad/runtime";
+import { InputError } from "@quad-lora/base";
+import { type FolderFiles, loadTokenizer, type PromptTokenizer } from "@quad-lora/runtime";
 import { InferenceSession } from "onnxruntime-node";
 import type { MetricSession } from "../metrics/index.ts";
 

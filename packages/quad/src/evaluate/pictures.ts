@@ -2,7 +2,7 @@ import { createHash } from "node:crypto";
 import { existsSync } from "node:fs";
 import { readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
-import type { Pipeline, RgbImage } from "@quad/runtime";
+import type { Pipeline, RgbImage } from "@quad-lora/runtime";
 import { writeImage } from "../files/images.ts";
 import type { PreparedCase } from "./cases.ts";
 

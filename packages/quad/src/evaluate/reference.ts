@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import type { BuildConfig } from "../build/config.ts";
 import { expose } from "../expose/expose.ts";
 import type { HashCache } from "../files/hash-tree.ts";

@@ -1,5 +1,5 @@
 import { join } from "node:path";
-import type { Pipeline, Task } from "@quad/runtime";
+import type { Pipeline, Task } from "@quad-lora/runtime";
 import { readImage, writeImage } from "../files/images.ts";
 import { msssim } from "../metrics/index.ts";
 import { adaptersOf, type PreparedCase, shownInput } from "./cases.ts";

@@ -1,7 +1,7 @@
 import { existsSync } from "node:fs";
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
-import type { Task } from "@quad/runtime";
+import type { Task } from "@quad-lora/runtime";
 import type { BuildConfig } from "../build/config.ts";
 import { readObservations } from "../calibrate/observations.ts";
 import { hashFile } from "../files/hash.ts";

@@ -1,8 +1,9 @@
 import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { cloneModel, InputError, loadModel, type Model } from "@quad/onnx";
-import { type SafetensorsInput, type Task, toFloat32 } from "@quad/runtime";
+import { InputError, type SafetensorsInput, toFloat32 } from "@quad-lora/base";
+import { cloneModel, loadModel, type Model } from "@quad-lora/onnx";
+import type { Task } from "@quad-lora/runtime";
 import { denoiserSlots } from "../calibrate/calibrate.ts";
 import type { Observations } from "../calibrate/observations.ts";
 import { hashFile } from "../files/hash.ts";

@@ -1,4 +1,5 @@
-import type { SafetensorsInput, Slot } from "@quad/runtime";
+import type { SafetensorsInput } from "@quad-lora/base";
+import type { Slot } from "@quad-lora/runtime";
 import type { AdapterLayer } from "../adapters/types.ts";
 
 /** An adapter in the layouts of an exposed graph's inputs. */

@@ -1,17 +1,17 @@
+import { InputError } from "@quad-lora/base";
 import {
   type DataType,
   type Dimension,
   dataTypes,
   type Graph,
-  InputError,
   type Model,
   memorySource,
   type Node,
   Tensor,
   tensorByteSize,
   type Value,
-} from "@quad/onnx";
-import type { Slot } from "@quad/runtime";
+} from "@quad-lora/onnx";
+import type { Slot } from "@quad-lora/runtime";
 import type { Layer, LayerCall } from "../layers/find-layers.ts";
 
 /** Rank of the adapter inputs: any rank at run time (0 is the base model), or one fixed rank with zero padding. */

@@ -1,8 +1,9 @@
 import { existsSync } from "node:fs";
 import { cp, mkdir, readdir, readFile, rename, rm } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
-import { checkModel, externalFiles, InputError, type Model, saveModel } from "@quad/onnx";
-import { type SlotsFile, type Task, tasksFileSchema } from "@quad/runtime";
+import { InputError } from "@quad-lora/base";
+import { checkModel, externalFiles, type Model, saveModel } from "@quad-lora/onnx";
+import { type SlotsFile, type Task, tasksFileSchema } from "@quad-lora/runtime";
 import { importAdapter } from "../adapters/import.ts";
 import type { AdaptableModule, AdapterComponent, AdapterReport, ImportedAdapter } from "../adapters/types.ts";
 import { writeFileAtomically } from "../files/atomic.ts";

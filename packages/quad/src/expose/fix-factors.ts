@@ -1,5 +1,5 @@
-import { type Graph, Tensor } from "@quad/onnx";
-import type { SlotsFile } from "@quad/runtime";
+import { type Graph, Tensor } from "@quad-lora/onnx";
+import type { SlotsFile } from "@quad-lora/runtime";
 import { factorDims, slotInputs } from "./slots.ts";
 
 /** Puts a constant in the place of a graph's input. */

@@ -1,6 +1,6 @@
 import { fileURLToPath } from "node:url";
-import { checkModel, Graph, InputError, Model, runModel, Tensor } from "@quad/onnx";
-import { float32ToFloat16Bits } from "@quad/runtime";
+import { float32ToFloat16Bits, InputError } from "@quad-lora/base";
+import { checkModel, Graph, Model, runModel, Tensor } from "@quad-lora/onnx";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import type { AdapterLayer } from "../adapters/types.ts";

@@ -1,5 +1,5 @@
-import { type Graph, InputError, type Model, memorySource, type Node, Tensor, type Value } from "@quad/onnx";
-import { fromFloat32 } from "@quad/runtime";
+import { fromFloat32, InputError } from "@quad-lora/base";
+import { type Graph, type Model, memorySource, type Node, Tensor, type Value } from "@quad-lora/onnx";
 import type { AdapterLayer } from "../adapters/types.ts";
 import type { Layer } from "../layers/find-layers.ts";
 

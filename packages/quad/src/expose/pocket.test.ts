@@ -1,7 +1,8 @@
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
-import { createSession, loadModel, type Model, runModel, runSession, Tensor } from "@quad/onnx";
-import { parseSafetensors, type Slot, toFloat32 } from "@quad/runtime";
+import { parseSafetensors, toFloat32 } from "@quad-lora/base";
+import { createSession, loadModel, type Model, runModel, runSession, Tensor } from "@quad-lora/onnx";
+import type { Slot } from "@quad-lora/runtime";
 import { beforeAll, describe, expect, test } from "vitest";
 import { maxRelative } from "../../../../test/helpers/models.ts";
 import { importAdapter } from "../adapters/import.ts";

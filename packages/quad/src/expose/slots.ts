@@ -1,7 +1,7 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { InputError } from "@quad/onnx";
-import { type Slot, type SlotsFile, slotsFileSchema } from "@quad/runtime";
+import { InputError } from "@quad-lora/base";
+import { type Slot, type SlotsFile, slotsFileSchema } from "@quad-lora/runtime";
 import { parseJsonFile } from "../model/model-folder.ts";
 
 /** @throws InputError if the folder is no exposed folder */

@@ -1,5 +1,5 @@
-import { checkModel, type Graph, type Model, runModel, Tensor, type Value } from "@quad/onnx";
-import { encodeFloat16 } from "@quad/runtime";
+import { encodeFloat16 } from "@quad-lora/base";
+import { checkModel, type Graph, type Model, runModel, Tensor, type Value } from "@quad-lora/onnx";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { buildModel, maxRelative, randomTensor } from "../../../../test/helpers/models.ts";

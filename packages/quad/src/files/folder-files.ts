@@ -1,8 +1,8 @@
 import { existsSync, readdirSync } from "node:fs";
 import { readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
-import { InputError } from "@quad/onnx";
-import type { FolderFiles } from "@quad/runtime";
+import { InputError } from "@quad-lora/base";
+import type { FolderFiles } from "@quad-lora/runtime";
 import { hashFile } from "./hash.ts";
 
 /** A folder on disk for the runtime; ONNX Runtime maps its graphs and weights straight from the files. */

@@ -1,7 +1,6 @@
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { InputError } from "@quad/onnx";
-import { serializeSafetensors } from "@quad/runtime";
+import { InputError, serializeSafetensors } from "@quad-lora/base";
 import sharp from "sharp";
 import { describe, expect, test } from "vitest";
 import { temporaryFolder } from "../../../../test/helpers/models.ts";

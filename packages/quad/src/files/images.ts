@@ -1,6 +1,6 @@
 import { existsSync } from "node:fs";
-import { InputError } from "@quad/onnx";
-import type { Mask, RgbImage } from "@quad/runtime";
+import { InputError } from "@quad-lora/base";
+import type { Mask, RgbImage } from "@quad-lora/runtime";
 import sharp, { type Sharp } from "sharp";
 import { writeFileAtomically } from "./atomic.ts";
 

@@ -1,12 +1,12 @@
-import { InputError } from "@quad/onnx";
 import {
   encodeFloat16,
+  InputError,
   type SafetensorsInput,
   type SafetensorsTensor,
-  type TensorData,
   toFloat32,
   toTypedArray,
-} from "@quad/runtime";
+} from "@quad-lora/base";
+import type { TensorData } from "@quad-lora/runtime";
 import type { SafetensorsReader } from "./safetensors.ts";
 
 const dtypes: Record<string, SafetensorsInput["dtype"]> = {

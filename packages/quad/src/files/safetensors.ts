@@ -1,8 +1,7 @@
 import { type FileHandle, open } from "node:fs/promises";
-import { InputError } from "@quad/onnx";
 import {
+  InputError,
   parseSafetensorsHeader,
-  InputError as RuntimeInputError,
   readSafetensorsHeaderLength,
   type SafetensorsEntry,
   type SafetensorsInput,
@@ -10,7 +9,7 @@ import {
   safetensorsBytes,
   serializeSafetensorsHeader,
   toFloat32,
-} from "@quad/runtime";
+} from "@quad-lora/base";
 import { writeFileAtomically } from "./atomic.ts";
 
 /** A safetensors file on disk: the header is in memory, tensors are read one by one. Close it after use. */
@@ -43,9 +42,9 @@ export async function openSafetensors(path: string): Promise<SafetensorsReader> 
   try {
     const { size } = await handle.stat();
     const start = await readExactly(handle, path, 0, Math.min(8, size));
-    const headerLength = withOwnErrors(() => readSafetensorsHeaderLength(start, size, path));
+    const headerLength = readSafetensorsHeaderLength(start, size, path);
     const header = await readExactly(handle, path, 8, headerLength);
-    const { entries, metadata, dataStart } = withOwnErrors(() => parseSafetensorsHeader(header, size, path));
+    const { entries, metadata, dataStart } = parseSafetensorsHeader(header, size, path);
     const byName = new Map(entries.map((entry) => [entry.name, entry]));
     const read = async (name: string): Promise<SafetensorsTensor> => {
       const entry = byName.get(name);
@@ -58,10 +57,7 @@ export async function openSafetensors(path: string): Promise<SafetensorsReader> 
       metadata,
       entries: byName,
       read,
-      readFloat32: async (name) => {
-        const tensor = await read(name);
-        return withOwnErrors(() => toFloat32(tensor, path));
-      },
+      readFloat32: async (name) => toFloat32(await read(name), path),
       close: () => handle.close(),
     };
   } catch (error) {
@@ -79,14 +75,14 @@ export async function writeSafetensors(
   tensors: readonly LazySafetensorsInput[],
   metadata: Readonly<Record<string, string>> = {},
 ): Promise<void> {
-  const header = withOwnErrors(() => serializeSafetensorsHeader(tensors, metadata));
+  const header = serializeSafetensorsHeader(tensors, metadata);
   await writeFileAtomically(path, parts());
 
   async function* parts(): AsyncGenerator<Uint8Array> {
     yield header;
     for (const tensor of tensors) {
       const data = typeof tensor.data === "function" ? await tensor.data() : tensor.data;
-      yield withOwnErrors(() => safetensorsBytes({ ...tensor, data }));
+      yield safetensorsBytes({ ...tensor, data });
     }
   }
 }
@@ -116,13 +112,4 @@ async function readExactly(handle: FileHandle, path: string, position: number, l
     done += bytesRead;
   }
   return bytes;
-}
-
-/** The runtime imports nothing of ours and so has an error class of its own; callers here see only one. */
-function withOwnErrors<T>(run: () => T): T {
-  try {
-    return run();
-  } catch (error) {
-    throw error instanceof RuntimeInputError ? new InputError(error.problem) : error;
-  }
 }

@@ -1,4 +1,4 @@
-import { isFloat, type Model, type Node, type Value } from "@quad/onnx";
+import { isFloat, type Model, type Node, type Value } from "@quad-lora/onnx";
 import { isRepeatedCall, moduleName, stripWrappers } from "./module-names.ts";
 
 /** A linear or convolution layer with a constant weight: what an adapter can adapt. */

@@ -1,4 +1,4 @@
-import { runPasses } from "@quad/onnx";
+import { runPasses } from "@quad-lora/onnx";
 import { expect, test } from "vitest";
 import { buildModel, randomTensor } from "../../../../test/helpers/models.ts";
 import { findLayers } from "./find-layers.ts";

@@ -1,4 +1,4 @@
-import type { Node, Value } from "@quad/onnx";
+import type { Node, Value } from "@quad-lora/onnx";
 
 /**
  * Module path of a layer as PyTorch names it (`down_blocks.0.attentions.0.proj_in`), from what exporters leave behind:

@@ -1,4 +1,4 @@
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import type { Image } from "./image.ts";
 import {
   checkInput,

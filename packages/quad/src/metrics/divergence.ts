@@ -1,4 +1,4 @@
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 
 /**
  * Jensen-Shannon divergence (Lin 1991) of two histograms over the same bins, in nats:

@@ -1,4 +1,4 @@
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import { frechetDistance } from "./frechet.ts";
 import type { Image } from "./image.ts";
 import { checkInput, checkInputCount, floatTensor, type MetricSession, runNetwork } from "./network.ts";

@@ -1,4 +1,4 @@
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import { multiplyByTransposed, transpose } from "./matrix-product.ts";
 import { semidefiniteFactor, symmetricEigenvalues } from "./symmetric.ts";
 

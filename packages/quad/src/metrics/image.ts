@@ -1,4 +1,4 @@
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 
 /** An 8-bit picture in sRGB. `data` is `[height, width, 3]`: row-major, RGB interleaved, 0..255. */
 export interface Image {

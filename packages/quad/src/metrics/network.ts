@@ -1,4 +1,4 @@
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import { Tensor } from "onnxruntime-node";
 
 /** What a metric's network must offer: the part of ONNX Runtime's `InferenceSession` that is used here. */

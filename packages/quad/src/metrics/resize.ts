@@ -1,4 +1,4 @@
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import { checkImage, type Image } from "./image.ts";
 
 /** Which interpolation kernel resizes pictures for a network; both widen when shrinking, as Pillow's. */

@@ -1,4 +1,4 @@
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import { filterValid, gaussianKernel, halve, multiply } from "./filter.ts";
 import { checkImagePair, type Image, type MetricChannels, metricPlanes, type Plane } from "./image.ts";
 

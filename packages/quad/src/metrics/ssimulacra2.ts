@@ -1,4 +1,4 @@
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import { filterZeroPadded, halve, multiply } from "./filter.ts";
 import { checkImagePair, type Image, type Plane } from "./image.ts";
 import { SCORE_EXPONENT, SCORE_POLYNOMIAL, SCORE_SCALE, SSIMULACRA2_WEIGHTS } from "./ssimulacra2-weights.ts";

@@ -1,5 +1,6 @@
-import { InputError, loadModel } from "@quad/onnx";
-import { type PictureSize, readDefaultSize } from "@quad/runtime";
+import { InputError } from "@quad-lora/base";
+import { loadModel } from "@quad-lora/onnx";
+import { type PictureSize, readDefaultSize } from "@quad-lora/runtime";
 import { folderFiles } from "../files/folder-files.ts";
 import { componentFile } from "./model-folder.ts";
 

@@ -1,7 +1,8 @@
 import { existsSync, statSync } from "node:fs";
 import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { InputError, loadModel, type Model } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
+import { loadModel, type Model } from "@quad-lora/onnx";
 import { z } from "zod";
 import type { AdapterComponent } from "../adapters/types.ts";
 

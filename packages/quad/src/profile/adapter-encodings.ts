@@ -1,4 +1,5 @@
-import type { SafetensorsInput, Slot } from "@quad/runtime";
+import type { SafetensorsInput } from "@quad-lora/base";
+import type { Slot } from "@quad-lora/runtime";
 import { alignToGrid, type Factors, factorScales, productError } from "../alignment/index.ts";
 import { type BitWidth, clippedShare, dequantize, type Encoding, quantize } from "../quantization/index.ts";
 

@@ -1,4 +1,5 @@
-import { InputError, loadModel } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
+import { loadModel } from "@quad-lora/onnx";
 import { alignBatches, denoiserSlots, shapeOf } from "../calibrate/calibrate.ts";
 import { type Observations, readObservations } from "../calibrate/observations.ts";
 import { readTrajectory, type Trajectory } from "../calibrate/trajectory.ts";

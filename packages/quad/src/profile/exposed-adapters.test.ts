@@ -1,5 +1,5 @@
 import { join } from "node:path";
-import type { Slot } from "@quad/runtime";
+import type { Slot } from "@quad-lora/runtime";
 import { beforeAll, describe, expect, test } from "vitest";
 import { temporaryFolder } from "../../../../test/helpers/models.ts";
 import { writeFileAtomically } from "../files/atomic.ts";

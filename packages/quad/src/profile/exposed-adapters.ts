@@ -1,8 +1,8 @@
 import { createHash } from "node:crypto";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { InputError } from "@quad/onnx";
-import type { SlotsFile } from "@quad/runtime";
+import { InputError } from "@quad-lora/base";
+import type { SlotsFile } from "@quad-lora/runtime";
 import { hashFile } from "../files/hash.ts";
 import { componentFile } from "../model/model-folder.ts";
 import { type AdapterFactors, factorsOf } from "./adapter-encodings.ts";

@@ -1,5 +1,5 @@
 import { readFile } from "node:fs/promises";
-import { loadModel } from "@quad/onnx";
+import { loadModel } from "@quad-lora/onnx";
 import { tensorsOfPoints } from "../bundle/aimet-encodings.ts";
 import { denoiserSlots } from "../calibrate/calibrate.ts";
 import { readAimet } from "../encodings-files/index.ts";

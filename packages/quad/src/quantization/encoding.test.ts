@@ -1,4 +1,5 @@
-import { type DataType, Graph, InputError, Model, memorySource, runModel, Tensor } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
+import { type DataType, Graph, Model, memorySource, runModel, Tensor } from "@quad-lora/onnx";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import {

@@ -1,5 +1,5 @@
 /** Choice of quantization parameters: from a range, or from the values of a weight. */
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import { type BitWidth, type Encoding, entryCount, forEachRun, type Grid, gridLimits, middleOf } from "./grid.ts";
 
 export { type Codes, clippedShare, dequantize, fakeQuantize, pack4, quantize, unpack4 } from "./codes.ts";

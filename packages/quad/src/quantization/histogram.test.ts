@@ -1,4 +1,4 @@
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { encodingFromRange, fakeQuantize, type Grid } from "./encoding.ts";

@@ -1,5 +1,5 @@
 /** Distributions of activations, and the quantization ranges chosen from them. */
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import { encodingFromRange, type Grid, gridLimits } from "./encoding.ts";
 
 /** Counts in equal bins over `[low, high]`. */

@@ -1,7 +1,7 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { type Model, writeTemporary } from "@quad/onnx";
-import { type FolderFiles, openPipeline, type Pipeline } from "@quad/runtime";
+import { type Model, writeTemporary } from "@quad-lora/onnx";
+import { type FolderFiles, openPipeline, type Pipeline } from "@quad-lora/runtime";
 import * as ort from "onnxruntime-node";
 import { folderFiles } from "../files/folder-files.ts";
 

@@ -1,5 +1,6 @@
-import { InputError, type Model, specialize, tensorType } from "@quad/onnx";
-import type { SlotsFile } from "@quad/runtime";
+import { InputError } from "@quad-lora/base";
+import { type Model, specialize, tensorType } from "@quad-lora/onnx";
+import type { SlotsFile } from "@quad-lora/runtime";
 import { slotInputs } from "../expose/slots.ts";
 import { findBranches } from "./quantizable.ts";
 

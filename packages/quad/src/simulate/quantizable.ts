@@ -1,5 +1,5 @@
-import { type Model, type Node, outputDataType, tensorType, type Use, type Value } from "@quad/onnx";
-import type { SlotsFile } from "@quad/runtime";
+import { type Model, type Node, outputDataType, tensorType, type Use, type Value } from "@quad-lora/onnx";
+import type { SlotsFile } from "@quad-lora/runtime";
 import { findLayers } from "../layers/find-layers.ts";
 
 /** A matrix product or convolution: the unit that gets a width for its input activations. */

@@ -1,5 +1,6 @@
-import type { Model } from "@quad/onnx";
-import { type GeneratedImage, type Pipeline, type SlotsFile, serializeSafetensors } from "@quad/runtime";
+import { serializeSafetensors } from "@quad-lora/base";
+import type { Model } from "@quad-lora/onnx";
+import type { GeneratedImage, Pipeline, SlotsFile } from "@quad-lora/runtime";
 import type { ModelCall, TaskCase } from "../calibrate/trajectory.ts";
 import type { EncodedAdapter } from "../profile/adapter-encodings.ts";
 import { type Encoding, encodingRange } from "../quantization/index.ts";

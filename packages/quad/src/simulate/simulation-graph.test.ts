@@ -1,4 +1,4 @@
-import { type Graph, type Model, runModel, Tensor } from "@quad/onnx";
+import { type Graph, type Model, runModel, Tensor } from "@quad-lora/onnx";
 import { beforeAll, describe, expect, test } from "vitest";
 import { buildModel, maxRelative, randomTensor } from "../../../../test/helpers/models.ts";
 import {

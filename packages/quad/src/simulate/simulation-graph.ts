@@ -7,8 +7,8 @@ import {
   Tensor,
   tensorByteSize,
   type Value,
-} from "@quad/onnx";
-import type { SlotsFile } from "@quad/runtime";
+} from "@quad-lora/onnx";
+import type { SlotsFile } from "@quad-lora/runtime";
 import { type BitWidth, type Encoding, fakeQuantize, weightEncoding } from "../quantization/index.ts";
 import { findQuantizable, movedFrom, type Quantizable } from "./quantizable.ts";
 

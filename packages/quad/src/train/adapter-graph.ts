@@ -1,5 +1,6 @@
-import { InputError, type Model } from "@quad/onnx";
-import type { Slot } from "@quad/runtime";
+import { InputError } from "@quad-lora/base";
+import type { Model } from "@quad-lora/onnx";
+import type { Slot } from "@quad-lora/runtime";
 import { exposeGraph } from "../expose/expose-graph.ts";
 import { fixStrength } from "../expose/fix-factors.ts";
 import type { Layer } from "../layers/find-layers.ts";

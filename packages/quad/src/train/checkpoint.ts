@@ -1,6 +1,7 @@
 import { existsSync } from "node:fs";
-import { InputError } from "@quad/onnx";
-import type { RandomState, SafetensorsInput } from "@quad/runtime";
+import type { SafetensorsInput } from "@quad-lora/base";
+import { InputError } from "@quad-lora/base";
+import type { RandomState } from "@quad-lora/runtime";
 import { z } from "zod";
 import { openSafetensors, writeSafetensors } from "../files/safetensors.ts";
 import { parseJsonFile } from "../model/model-folder.ts";

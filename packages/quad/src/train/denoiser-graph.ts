@@ -1,15 +1,15 @@
+import { InputError } from "@quad-lora/base";
 import {
   Builder,
   cloneModel,
   deadCodeElimination,
-  InputError,
   type Model,
   meanSquaredError,
   packInputs,
   runPasses,
   specialize,
   type Value,
-} from "@quad/onnx";
+} from "@quad-lora/onnx";
 import { buildTrainingGraph, type TrainingGraph, type TrainingGraphOptions } from "./training-graph.ts";
 
 /** Names of the training graph's batch inputs. */

@@ -1,4 +1,4 @@
-import { alphaSigma, SeededRandom, type TensorData } from "@quad/runtime";
+import { alphaSigma, SeededRandom, type TensorData } from "@quad-lora/runtime";
 import { describe, expect, test } from "vitest";
 import { batchNames } from "./denoiser-graph.ts";
 import { diffusionBatches, validationBatches } from "./diffusion-batches.ts";

@@ -1,5 +1,5 @@
-import { InputError } from "@quad/onnx";
-import { alphaSigma, parseSchedulerConfig, SeededRandom, type TensorData } from "@quad/runtime";
+import { InputError } from "@quad-lora/base";
+import { alphaSigma, parseSchedulerConfig, SeededRandom, type TensorData } from "@quad-lora/runtime";
 import { batchNames, type DenoiserGraph } from "./denoiser-graph.ts";
 import type { EncodedDataset, EncodedExample } from "./encode-dataset.ts";
 import type { BatchSource } from "./training-loop.ts";

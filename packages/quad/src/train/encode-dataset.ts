@@ -1,8 +1,8 @@
 import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { InputError } from "@quad/onnx";
-import { loadTokenizer, type Mask, type RgbImage, resizeNearest } from "@quad/runtime";
+import { InputError } from "@quad-lora/base";
+import { loadTokenizer, type Mask, type RgbImage, resizeNearest } from "@quad-lora/runtime";
 import * as ort from "onnxruntime-node";
 import { z } from "zod";
 import { folderFiles } from "../files/folder-files.ts";

@@ -1,6 +1,7 @@
 import { fileURLToPath } from "node:url";
-import { type Graph, InputError, loadModel, type PackedParameter } from "@quad/onnx";
-import { SeededRandom, type Slot } from "@quad/runtime";
+import { InputError } from "@quad-lora/base";
+import { type Graph, loadModel, type PackedParameter } from "@quad-lora/onnx";
+import { SeededRandom, type Slot } from "@quad-lora/runtime";
 import { describe, expect, test } from "vitest";
 import { bindAdapter } from "../expose/bind-adapter.ts";
 import { exposeGraph } from "../expose/expose-graph.ts";

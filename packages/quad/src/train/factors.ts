@@ -1,5 +1,6 @@
-import { InputError, type PackedParameter } from "@quad/onnx";
-import { SeededRandom, type Slot } from "@quad/runtime";
+import { InputError } from "@quad-lora/base";
+import type { PackedParameter } from "@quad-lora/onnx";
+import { SeededRandom, type Slot } from "@quad-lora/runtime";
 import type { AdapterComponent, AdapterLayer } from "../adapters/types.ts";
 import type { Layer } from "../layers/find-layers.ts";
 

@@ -1,5 +1,5 @@
-import { type Model, tensorType } from "@quad/onnx";
-import type { SlotsFile } from "@quad/runtime";
+import { type Model, tensorType } from "@quad-lora/onnx";
+import type { SlotsFile } from "@quad-lora/runtime";
 import { placeEncodings } from "../compile/place-encodings.ts";
 import { fixFactors, fixStrength } from "../expose/fix-factors.ts";
 import type { Layer } from "../layers/find-layers.ts";

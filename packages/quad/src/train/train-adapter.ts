@@ -1,4 +1,5 @@
-import { InputError, type Model } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
+import type { Model } from "@quad-lora/onnx";
 import { importAdapter } from "../adapters/import.ts";
 import { type WriteAdapterOptions, writeKohya, writePeft } from "../adapters/write.ts";
 import { denoiserSlots } from "../calibrate/calibrate.ts";

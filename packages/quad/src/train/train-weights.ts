@@ -1,7 +1,8 @@
 import { existsSync } from "node:fs";
 import { cp, mkdir, readdir, rename, rm } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
-import { InputError, type PackedParameter, saveModel, Tensor } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
+import { type PackedParameter, saveModel, Tensor } from "@quad-lora/onnx";
 import { componentFile, loadComponent, type ModelFolder } from "../model/model-folder.ts";
 import {
   type CompleteOptions,

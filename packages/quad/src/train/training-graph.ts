@@ -1,10 +1,10 @@
+import { InputError } from "@quad-lora/base";
 import {
   type AdamWOptions,
   adamW,
   Builder,
   buildGradients,
   clipByGlobalNorm,
-  InputError,
   type Model,
   type PackedParameter,
   type PackedParameters,
@@ -14,8 +14,8 @@ import {
   scheduleForMemory,
   type Value,
   writeTemporary,
-} from "@quad/onnx";
-import type { TensorData } from "@quad/runtime";
+} from "@quad-lora/onnx";
+import type { TensorData } from "@quad-lora/runtime";
 import * as ort from "onnxruntime-node";
 
 export interface TrainingGraphOptions extends Required<Pick<AdamWOptions, "weightDecay">>, SegmentOptions {

@@ -1,8 +1,9 @@
 import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { Builder, Graph, InputError, inferShapes, Model, meanSquaredError, packInputs } from "@quad/onnx";
-import { SeededRandom } from "@quad/runtime";
+import { InputError } from "@quad-lora/base";
+import { Builder, Graph, inferShapes, Model, meanSquaredError, packInputs } from "@quad-lora/onnx";
+import { SeededRandom } from "@quad-lora/runtime";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { buildTrainingGraph, TrainingSession } from "./training-graph.ts";
 import { type BatchSource, learningRateAt, type TrainingOptions, trainingLoop } from "./training-loop.ts";

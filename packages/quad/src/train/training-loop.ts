@@ -1,5 +1,5 @@
-import { InputError } from "@quad/onnx";
-import { SeededRandom, type TensorData } from "@quad/runtime";
+import { InputError } from "@quad-lora/base";
+import { SeededRandom, type TensorData } from "@quad-lora/runtime";
 import { writeFileAtomically } from "../files/atomic.ts";
 import { readCheckpoint, type TrainingCurve, type TrainingState, writeCheckpoint } from "./checkpoint.ts";
 import type { TrainingSession } from "./training-graph.ts";

@@ -3,7 +3,8 @@ import { existsSync } from "node:fs";
 import { readFile, rm } from "node:fs/promises";
 import { totalmem } from "node:os";
 import { basename, dirname, join, resolve } from "node:path";
-import { InputError, type Model } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
+import type { Model } from "@quad-lora/onnx";
 import { z } from "zod";
 import { findLayers, type Layer } from "../layers/find-layers.ts";
 import {

@@ -1,5 +1,5 @@
-import { isFloat, type Model, type Node, tensorType, type Value } from "@quad/onnx";
-import { SeededRandom } from "@quad/runtime";
+import { isFloat, type Model, type Node, tensorType, type Value } from "@quad-lora/onnx";
+import { SeededRandom } from "@quad-lora/runtime";
 import type { Layer } from "../layers/find-layers.ts";
 import { buildDenoiserGraph, checkDenoiser, type DenoiserGraph, type DenoiserGraphOptions } from "./denoiser-graph.ts";
 

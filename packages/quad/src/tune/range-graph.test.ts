@@ -1,4 +1,4 @@
-import { type Graph, type Model, Tensor } from "@quad/onnx";
+import { type Graph, type Model, Tensor } from "@quad-lora/onnx";
 import { expect, test } from "vitest";
 import { buildModel, maxRelative } from "../../../../test/helpers/models.ts";
 import { distillNames } from "../distill/student-graph.ts";

@@ -1,5 +1,5 @@
-import { Builder, cloneModel, type Dims, type Model, runPasses, specialize, Tensor, type Value } from "@quad/onnx";
-import type { SlotsFile } from "@quad/runtime";
+import { Builder, cloneModel, type Dims, type Model, runPasses, specialize, Tensor, type Value } from "@quad-lora/onnx";
+import type { SlotsFile } from "@quad-lora/runtime";
 import { placeEncodings } from "../compile/place-encodings.ts";
 import { buildLoss, type StudentGraph } from "../distill/student-graph.ts";
 import { fixStrength } from "../expose/fix-factors.ts";

@@ -1,4 +1,4 @@
-import { InputError } from "@quad/onnx";
+import { InputError } from "@quad-lora/base";
 import type { Profile } from "../profile/profile.ts";
 import type { QuantizationPoint } from "../simulate/simulation-graph.ts";
 

@@ -1,5 +1,5 @@
-import { InputError } from "@quad/onnx";
-import type { SlotsFile, TensorData } from "@quad/runtime";
+import { InputError } from "@quad-lora/base";
+import type { SlotsFile, TensorData } from "@quad-lora/runtime";
 import type { Trajectory } from "../calibrate/trajectory.ts";
 import { type TeacherBatchOptions, teacherBatches } from "../distill/teacher-batches.ts";
 import { factorDims, slotInputs } from "../expose/slots.ts";

@@ -1,8 +1,9 @@
 import { createHash } from "node:crypto";
 import { rm } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
-import { InputError, loadModel } from "@quad/onnx";
-import type { SlotsFile, TensorData } from "@quad/runtime";
+import { InputError } from "@quad-lora/base";
+import { loadModel } from "@quad-lora/onnx";
+import type { SlotsFile, TensorData } from "@quad-lora/runtime";
 import { alignBatches, denoiserSlots, shapeOf } from "../calibrate/calibrate.ts";
 import { readTrajectory, type Trajectory } from "../calibrate/trajectory.ts";
 import { rowsPerCall } from "../distill/teacher-batches.ts";

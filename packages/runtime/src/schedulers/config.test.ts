@@ -1,5 +1,5 @@
+import { InputError } from "@quad-lora/base";
 import { describe, expect, test } from "vitest";
-import { InputError } from "../errors.ts";
 import { createScheduler, parseSchedulerConfig, parseSchedulerConfigText, schedulerClasses } from "./index.ts";
 
 function problemOf(action: () => unknown): InputError {

@@ -1,4 +1,4 @@
-import { InputError } from "../errors.ts";
+import { InputError } from "@quad-lora/base";
 import type { SchedulerConfig } from "./config.ts";
 import { checkTimesteps, createNoiseSchedule, type NoiseSchedule } from "./noise-schedule.ts";
 import { checkIndex, checkLengths, combine, noiseWeights, originalWeights, type Scheduler } from "./scheduler.ts";

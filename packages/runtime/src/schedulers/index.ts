@@ -1,4 +1,4 @@
-import { InputError } from "../errors.ts";
+import { InputError } from "@quad-lora/base";
 import { parseSchedulerConfig } from "./config.ts";
 import { DdimScheduler } from "./ddim.ts";
 import { DpmSolverScheduler } from "./dpm-solver.ts";

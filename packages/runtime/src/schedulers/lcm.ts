@@ -1,4 +1,4 @@
-import { InputError } from "../errors.ts";
+import { InputError } from "@quad-lora/base";
 import type { SchedulerConfig } from "./config.ts";
 import { refuseEpsilonAtZeroSnr } from "./ddim.ts";
 import { createNoiseSchedule, type NoiseSchedule } from "./noise-schedule.ts";

@@ -1,4 +1,4 @@
-import { InputError } from "../errors.ts";
+import { InputError } from "@quad-lora/base";
 import { parseSchedulerConfig, type SchedulerConfig } from "./config.ts";
 
 /**

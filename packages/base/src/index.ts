@@ -1,0 +1,4 @@
+export { concatenateAlong, type NumberArray, sliceAlong } from "./arrays.ts";
+export { InputError, type InputProblem } from "./errors.ts";
+export * from "./float16.ts";
+export * from "./safetensors.ts";
