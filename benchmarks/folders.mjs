@@ -5,8 +5,8 @@ import { saveModel } from "@quad-lora/onnx";
 import { findLayers, inspectModel, loadComponent, openFolder, openModelFolder } from "quad-lora";
 import { buildQuantizedGraph } from "../packages/quad/dist/compile/quantized-graph.js";
 import { mergeAdapter } from "../packages/quad/dist/expose/merge-adapter.js";
-import { pointEncoding, readProfile } from "../packages/quad/dist/profile/profile.js";
-import { prepareGraph } from "../packages/quad/dist/simulate/prepare-graph.js";
+import { prepareGraph } from "../packages/quad/dist/quantizable/prepare-graph.js";
+import { pointEncoding, readProfile } from "../packages/quad/dist/records/profile.js";
 import { median, peakMegabytes, time } from "./harness.mjs";
 
 /** Copies a model folder with an adapter folded into the UNet's weights. */

@@ -11,9 +11,9 @@ import { SeededRandom } from "@quad-lora/runtime";
 import * as ort from "onnxruntime-node";
 import { exposeGraph, findLayers, folderFiles } from "quad-lora";
 import { buildQuantizedGraph } from "../packages/quad/dist/compile/quantized-graph.js";
+import { prepareGraph } from "../packages/quad/dist/quantizable/prepare-graph.js";
+import { findQuantizable } from "../packages/quad/dist/quantizable/quantizable.js";
 import { encodingFromRange } from "../packages/quad/dist/quantization/index.js";
-import { prepareGraph } from "../packages/quad/dist/simulate/prepare-graph.js";
-import { findQuantizable } from "../packages/quad/dist/simulate/quantizable.js";
 import { Component } from "../packages/runtime/dist/ort.js";
 import { inOwnProcess, median, peakMegabytes } from "./harness.mjs";
 

@@ -16,19 +16,20 @@ import {
   teacherCases,
 } from "quad-lora";
 import { beforeAll, describe, expect, test } from "vitest";
-import { loadCases, recordConfigured } from "../packages/quad/src/build/build.ts";
-import { alignBatches, denoiserSlots, observeTasks } from "../packages/quad/src/calibrate/calibrate.ts";
-import { readTrajectory, type Trajectory } from "../packages/quad/src/calibrate/trajectory.ts";
+import { alignBatches, observeTasks } from "../packages/quad/src/calibrate/calibrate.ts";
 import { factorInputs, packFactors, unpackFactors } from "../packages/quad/src/distill/factor-codes.ts";
 import { buildStudent, distillNames } from "../packages/quad/src/distill/student-graph.ts";
 import { teacherBatches } from "../packages/quad/src/distill/teacher-batches.ts";
+import { encodeAdapter } from "../packages/quad/src/factors/adapter-encodings.ts";
+import { loadFactors } from "../packages/quad/src/factors/exposed-adapters.ts";
 import { componentFile } from "../packages/quad/src/model/model-folder.ts";
-import { encodeAdapter } from "../packages/quad/src/profile/adapter-encodings.ts";
+import { denoiserSlots } from "../packages/quad/src/model/slots.ts";
 import { buildProfile } from "../packages/quad/src/profile/build-profile.ts";
-import { loadFactors } from "../packages/quad/src/profile/exposed-adapters.ts";
-import { pointEncoding, readProfile } from "../packages/quad/src/profile/profile.ts";
-import { prepareGraph } from "../packages/quad/src/simulate/prepare-graph.ts";
+import { prepareGraph } from "../packages/quad/src/quantizable/prepare-graph.ts";
+import { pointEncoding, readProfile } from "../packages/quad/src/records/profile.ts";
+import { readTrajectory, type Trajectory } from "../packages/quad/src/records/trajectory.ts";
 import { SimulatedPipeline } from "../packages/quad/src/simulate/simulated-pipeline.ts";
+import { loadCases, recordConfigured } from "../packages/quad/src/stages/build.ts";
 import { LossSession } from "../packages/quad/src/train/training-graph.ts";
 import { pocketFolder } from "./helpers/exposed-pocket.ts";
 import { loadSmallBuild, scratchFolder } from "./helpers/small-build.ts";

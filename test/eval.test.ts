@@ -4,9 +4,9 @@ import { parseSafetensors, serializeSafetensors, toFloat32 } from "@quad-lora/ba
 import { Model, saveModel, Tensor } from "@quad-lora/onnx";
 import { type EvaluateOptions, evaluate, readEvaluation, readImage } from "quad-lora";
 import { beforeAll, describe, expect, test } from "vitest";
-import { type BuildConfig, configSchema } from "../packages/quad/src/build/config.ts";
 import { main } from "../packages/quad/src/cli/main.ts";
 import { frechetDistance } from "../packages/quad/src/metrics/index.ts";
+import { type BuildConfig, configSchema } from "../packages/quad/src/settings/config.ts";
 import { exposedPocket, pocketFolder } from "./helpers/exposed-pocket.ts";
 import { temporaryFolder } from "./helpers/models.ts";
 import { meanDifference, psnr } from "./helpers/pictures.ts";

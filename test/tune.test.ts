@@ -11,13 +11,14 @@ import {
   writeProfile,
 } from "quad-lora";
 import { beforeAll, describe, expect, test } from "vitest";
-import { recordConfigured } from "../packages/quad/src/build/build.ts";
-import type { BuildConfig, BuildConfigInput } from "../packages/quad/src/build/config.ts";
-import { denoiserSlots, observeTasks } from "../packages/quad/src/calibrate/calibrate.ts";
+import { observeTasks } from "../packages/quad/src/calibrate/calibrate.ts";
 import { componentFile } from "../packages/quad/src/model/model-folder.ts";
+import { denoiserSlots } from "../packages/quad/src/model/slots.ts";
 import { buildProfile } from "../packages/quad/src/profile/build-profile.ts";
-import { prepareGraph } from "../packages/quad/src/simulate/prepare-graph.ts";
-import { findQuantizable, movedFrom } from "../packages/quad/src/simulate/quantizable.ts";
+import { prepareGraph } from "../packages/quad/src/quantizable/prepare-graph.ts";
+import { findQuantizable, movedFrom } from "../packages/quad/src/quantizable/quantizable.ts";
+import type { BuildConfig, BuildConfigInput } from "../packages/quad/src/settings/config.ts";
+import { recordConfigured } from "../packages/quad/src/stages/build.ts";
 import { type TuneSettingsInput, tuneSchema } from "../packages/quad/src/tune/index.ts";
 import { pocketFolder } from "./helpers/exposed-pocket.ts";
 import { loadSmallBuild, scratchFolder } from "./helpers/small-build.ts";

@@ -5,8 +5,8 @@ import { SeededRandom } from "@quad-lora/runtime";
 import { type Browser, chromium, type Page } from "playwright-core";
 import { writeImage, writeProfile, writeReport } from "quad-lora";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { type Evaluation, writeEvaluation } from "../../packages/quad/src/evaluate/evaluation.ts";
-import { policySchema } from "../../packages/quad/src/profile/policy.ts";
+import { type Evaluation, writeEvaluation } from "../../packages/quad/src/records/evaluation.ts";
+import { policySchema } from "../../packages/quad/src/settings/policy.ts";
 import { temporaryFolder } from "../helpers/models.ts";
 
 const folder = temporaryFolder();

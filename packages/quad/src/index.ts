@@ -1,33 +1,19 @@
 export { InputError, type InputProblem } from "@quad-lora/base";
 export * from "./ablation/index.ts";
 export * from "./adapters/index.ts";
-export { type BuildOptions, type BuildResult, build } from "./build/build.ts";
-export { type BuildConfig, type BuildConfigInput, defineConfig, loadConfig } from "./build/config.ts";
-export {
-  type DistillBundleOptions,
-  type DistillBundleResult,
-  type DistillConfiguredOptions,
-  distillBundle,
-  distillConfigured,
-} from "./build/distill-configured.ts";
-export type { StageResult } from "./build/stage.ts";
 export { type AddOptions, addToBundle } from "./bundle/add.ts";
 export { type BundleSummary, bundleEncodings, showBundle } from "./bundle/show.ts";
 export { type StorageRow, type StorageSizes, storageSizes, storageTable } from "./bundle/storage.ts";
 export { verifyBundle } from "./bundle/verify.ts";
 export { observeTasks, recordTask } from "./calibrate/calibrate.ts";
-export { type Observations, readObservations } from "./calibrate/observations.ts";
-export { type ModelCall, readTrajectory, type TaskCase, type Trajectory } from "./calibrate/trajectory.ts";
 export { type CompileOptions, type CompileResult, compileBundle } from "./compile/compile-bundle.ts";
 export * from "./distill/index.ts";
 export * from "./encodings-files/index.ts";
 export { type EvaluateOptions, evaluate } from "./evaluate/evaluate.ts";
-export { type Evaluation, readEvaluation } from "./evaluate/evaluation.ts";
-export { bindAdapter } from "./expose/bind-adapter.ts";
 export { type ExposeOptions, type ExposeResult, expose, inspectModel, toModule } from "./expose/expose.ts";
 export { type ExposedComponent, exposeGraph, type SlotRank } from "./expose/expose-graph.ts";
 export { mergeAdapter } from "./expose/merge-adapter.ts";
-export { readSlots } from "./expose/slots.ts";
+export { bindAdapter } from "./factors/bind-adapter.ts";
 export { writeFileAtomically } from "./files/atomic.ts";
 export { folderFiles } from "./files/folder-files.ts";
 export { hashFile } from "./files/hash.ts";
@@ -36,12 +22,26 @@ export { openSafetensors, writeSafetensors } from "./files/safetensors.ts";
 export { findLayers, type Layer, type LayerCall } from "./layers/find-layers.ts";
 export * from "./metrics/index.ts";
 export { loadComponent, type ModelFolder, openModelFolder } from "./model/model-folder.ts";
-export { type OpenFolderOptions, openFolder } from "./open.ts";
+export { type OpenFolderOptions, openFolder } from "./model/open-folder.ts";
+export { readSlots } from "./model/slots.ts";
 export { buildProfile, type ProfileOptions } from "./profile/build-profile.ts";
 export { type ImportedEncodings, importEncodings } from "./profile/import-encodings.ts";
-export type { Policy, PolicyInput } from "./profile/policy.ts";
-export { type Profile, pointEncoding, readProfile, writeProfile } from "./profile/profile.ts";
 export * from "./quantization/index.ts";
+export { type Evaluation, readEvaluation } from "./records/evaluation.ts";
+export { type Observations, readObservations } from "./records/observations.ts";
+export { type Profile, pointEncoding, readProfile, writeProfile } from "./records/profile.ts";
+export { type ModelCall, readTrajectory, type TaskCase, type Trajectory } from "./records/trajectory.ts";
 export { type ReportOptions, writeReport } from "./report/report.ts";
+export { type BuildConfig, type BuildConfigInput, defineConfig, loadConfig } from "./settings/config.ts";
+export type { Policy, PolicyInput } from "./settings/policy.ts";
+export { type BuildOptions, type BuildResult, build } from "./stages/build.ts";
+export {
+  type DistillBundleOptions,
+  type DistillBundleResult,
+  type DistillConfiguredOptions,
+  distillBundle,
+  distillConfigured,
+} from "./stages/distill-configured.ts";
 export * from "./train/index.ts";
 export * from "./tune/index.ts";
+export type { StageResult } from "./work/stage.ts";

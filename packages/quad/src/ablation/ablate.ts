@@ -1,12 +1,12 @@
 import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { type BuildOptions, calibrateConfigured } from "../build/build.ts";
-import type { BuildConfig } from "../build/config.ts";
-import { runStage } from "../build/stage.ts";
 import { writeFileAtomically } from "../files/atomic.ts";
+import { type Ablation, type AblationRow, readAblation, writeAblation } from "../records/ablation.ts";
+import type { BuildConfig } from "../settings/config.ts";
 import type { Placement } from "../simulate/simulation-graph.ts";
-import { type Ablation, type AblationRow, readAblation, writeAblation } from "./ablation-file.ts";
+import { type BuildOptions, calibrateConfigured } from "../stages/build.ts";
+import { runStage } from "../work/stage.ts";
 import { AblationBench, type BenchSources, drawReferences, type MeasureOptions } from "./bench.ts";
 import { ablationVariants, type Variant } from "./variants.ts";
 import { measureAll } from "./workers.ts";

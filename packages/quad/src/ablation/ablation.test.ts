@@ -4,8 +4,8 @@ import { InputError } from "@quad-lora/base";
 import { beforeAll, describe, expect, test } from "vitest";
 import { temporaryFolder } from "../../../../test/helpers/models.ts";
 import { loadSmallBuild } from "../../../../test/helpers/small-build.ts";
-import type { BuildConfig } from "../build/config.ts";
-import { policySchema } from "../profile/policy.ts";
+import type { BuildConfig } from "../settings/config.ts";
+import { policySchema } from "../settings/policy.ts";
 import {
   type Ablation,
   type AblationRow,

@@ -1,4 +1,4 @@
-import type { PolicyInput } from "../profile/policy.ts";
+import type { PolicyInput } from "../settings/policy.ts";
 
 /** Whose ranges and scales a task runs on: its own, the anchor's, or those merged from all tasks. */
 export type ProfileKind = "own" | "anchor" | "unified";

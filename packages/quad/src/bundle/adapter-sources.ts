@@ -1,6 +1,6 @@
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
-import { readAdapterFile } from "../profile/adapter-file.ts";
+import { readAdapterFile } from "../factors/adapter-file.ts";
 import type { AdapterTensors } from "./encode-adapter.ts";
 
 /** Full-precision factors that a bundle's adapter is made from. */

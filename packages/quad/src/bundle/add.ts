@@ -5,17 +5,18 @@ import { InputError } from "@quad-lora/base";
 import { type AdapterRecord, type SlotsFile, type Task, tasksFileSchema } from "@quad-lora/runtime";
 import { importAdapter } from "../adapters/import.ts";
 import type { ImportedAdapter } from "../adapters/types.ts";
-import { recordTrajectory, type TaskCase, type Trajectory } from "../calibrate/trajectory.ts";
+import { recordTrajectory } from "../calibrate/record-trajectory.ts";
 import { distillNew } from "../distill/distill-new.ts";
-import type { DistillSettings } from "../distill/options.ts";
-import { type BoundAdapter, bindAdapter } from "../expose/bind-adapter.ts";
-import { defaultSize } from "../model/default-size.ts";
+import { type BoundAdapter, bindAdapter } from "../factors/bind-adapter.ts";
+import { slotModules } from "../factors/slot-modules.ts";
 import { parseJsonFile } from "../model/model-folder.ts";
+import { defaultSize } from "../model/picture-size.ts";
+import type { TaskCase, Trajectory } from "../records/trajectory.ts";
+import type { DistillSettings } from "../settings/distill.ts";
 import { measureEncoded, openFrozen, writeEncoded } from "./bundle-adapters.ts";
 import { bundleFiles } from "./bundle-folder.ts";
 import { encodeForBundle } from "./encode-adapter.ts";
 import { openReference } from "./reference-pipeline.ts";
-import { slotModules } from "./slot-modules.ts";
 
 /** What {@link addToBundle} encodes, into which bundle, and what it measures the fit on. */
 export interface AddOptions {

@@ -1,10 +1,10 @@
 import { join, resolve } from "node:path";
 import type { AdapterRecord, BundleManifest, BundleQuality } from "@quad-lora/runtime";
-import type { Trajectory } from "../calibrate/trajectory.ts";
-import { readSlots } from "../expose/slots.ts";
 import { writeFileAtomically } from "../files/atomic.ts";
-import { openFolder } from "../open.ts";
-import { readProfile } from "../profile/profile.ts";
+import { openFolder } from "../model/open-folder.ts";
+import { readSlots } from "../model/slots.ts";
+import { readProfile } from "../records/profile.ts";
+import type { Trajectory } from "../records/trajectory.ts";
 import { bundleFiles, readManifest } from "./bundle-folder.ts";
 import type { EncodedFiles, EncodingFrame } from "./encode-adapter.ts";
 import { measureQuality } from "./quality.ts";

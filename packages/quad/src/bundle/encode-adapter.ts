@@ -10,10 +10,10 @@ import {
   writeOnnxAdapter,
 } from "@quad-lora/runtime";
 import { squaredProductNorm, toRows } from "../alignment/rows.ts";
-import { factorDims, slotInputs } from "../expose/slots.ts";
+import { type AdapterFactors, encodeAdapter, factorsOf, type SlotFit } from "../factors/adapter-encodings.ts";
 import { hashBytes } from "../files/hash.ts";
-import { type AdapterFactors, encodeAdapter, factorsOf, type SlotFit } from "../profile/adapter-encodings.ts";
-import type { Profile } from "../profile/profile.ts";
+import { factorDims, slotInputs } from "../model/slots.ts";
+import type { Profile } from "../records/profile.ts";
 
 /** An adapter in an exposed graph's layouts, in full precision. */
 export interface AdapterTensors {

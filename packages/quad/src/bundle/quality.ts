@@ -1,7 +1,7 @@
 import type { BundleQuality, Pipeline } from "@quad-lora/runtime";
-import type { ModelCall, Trajectory } from "../calibrate/trajectory.ts";
 import { ScoreKeeper } from "../profile/scores.ts";
 import { thin } from "../profile/sensitivity.ts";
+import type { ModelCall, Trajectory } from "../records/trajectory.ts";
 
 export interface QualityOptions {
   /** Rows that the quantized graph takes per run. */

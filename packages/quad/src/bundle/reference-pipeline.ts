@@ -6,14 +6,14 @@ import { writeTemporary } from "@quad-lora/onnx";
 import { type FolderFiles, openPipeline, type Pipeline, type SlotsFile } from "@quad-lora/runtime";
 import * as ort from "onnxruntime-node";
 import { importAdapter } from "../adapters/import.ts";
-import { bindAdapter } from "../expose/bind-adapter.ts";
 import { inspectModel } from "../expose/expose.ts";
 import { exposeGraph } from "../expose/expose-graph.ts";
-import { readSlots } from "../expose/slots.ts";
+import { bindAdapter } from "../factors/bind-adapter.ts";
+import { slotModules } from "../factors/slot-modules.ts";
 import { folderFiles } from "../files/folder-files.ts";
 import { openModelFolder } from "../model/model-folder.ts";
-import { openFolder } from "../open.ts";
-import { slotModules } from "./slot-modules.ts";
+import { openFolder } from "../model/open-folder.ts";
+import { readSlots } from "../model/slots.ts";
 
 /**
  * A full-precision pipeline that has an adapter of its own, to compare a bundle with. All layers of the adapter take part,

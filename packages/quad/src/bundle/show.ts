@@ -3,9 +3,9 @@ import { join } from "node:path";
 import { loadModel } from "@quad-lora/onnx";
 import type { AdapterRecord, BundleManifest, SlotsFile } from "@quad-lora/runtime";
 import { type AimetVersion, readAimet, writeAimet } from "../encodings-files/index.ts";
-import { readSlots } from "../expose/slots.ts";
 import { componentFile } from "../model/model-folder.ts";
-import { type Profile, readProfile } from "../profile/profile.ts";
+import { readSlots } from "../model/slots.ts";
+import { type Profile, readProfile } from "../records/profile.ts";
 import { bundleFiles, readManifest, readRecords } from "./bundle-folder.ts";
 
 /** What is inside a bundle. */

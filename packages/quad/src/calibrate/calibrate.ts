@@ -1,22 +1,21 @@
-import { join } from "node:path";
 import { InputError } from "@quad-lora/base";
 import { loadModel } from "@quad-lora/onnx";
-import type { Pipeline, SlotsFile } from "@quad-lora/runtime";
-import { readSlots } from "../expose/slots.ts";
+import type { Pipeline } from "@quad-lora/runtime";
 import { componentFile } from "../model/model-folder.ts";
-import { openFolder } from "../open.ts";
-import { type DenoiserShape, prepareGraph } from "../simulate/prepare-graph.ts";
-import { findQuantizable } from "../simulate/quantizable.ts";
-import { type Observations, writeObservations } from "./observations.ts";
-import { defaultObserveOptions, observe } from "./observe.ts";
+import { openFolder } from "../model/open-folder.ts";
+import { denoiserSlots } from "../model/slots.ts";
+import { type DenoiserShape, prepareGraph } from "../quantizable/prepare-graph.ts";
+import { findQuantizable } from "../quantizable/quantizable.ts";
+import { type Observations, writeObservations } from "../records/observations.ts";
 import {
   type ModelCall,
   readTrajectory,
-  recordTrajectory,
   type TaskCase,
   type Trajectory,
   writeTrajectory,
-} from "./trajectory.ts";
+} from "../records/trajectory.ts";
+import { defaultObserveOptions, observe } from "./observe.ts";
+import { recordTrajectory } from "./record-trajectory.ts";
 
 export interface CalibrateOptions {
   signal?: AbortSignal;
@@ -66,22 +65,6 @@ export async function observeTasks(
   });
   await writeObservations(file, observations);
   return observations;
-}
-
-/** The denoiser's name and slots in an exposed folder. */
-export async function denoiserSlots(
-  exposed: string,
-): Promise<{ component: "unet" | "transformer"; slots: SlotsFile["components"][string]; file: SlotsFile }> {
-  const file = await readSlots(exposed);
-  for (const component of ["unet", "transformer"] as const) {
-    const slots = file.components[component];
-    if (slots) return { component, slots, file };
-  }
-  throw new InputError({
-    what: "the denoiser has no adapter slots",
-    file: join(exposed, "slots.json"),
-    fix: "Expose the model with at least one adapter for its denoiser.",
-  });
 }
 
 /** The sizes that the recorded calls have in common. */

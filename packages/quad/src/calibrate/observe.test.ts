@@ -4,13 +4,14 @@ import { cloneModel, createSession, type Graph, loadModel, type Model, runModel,
 import { beforeAll, describe, expect, test } from "vitest";
 import { exposedPocket } from "../../../../test/helpers/exposed-pocket.ts";
 import { buildModel, randomTensor, temporaryFolder } from "../../../../test/helpers/models.ts";
-import { openWithGraph } from "../simulate/open-with-graph.ts";
-import { prepareGraph } from "../simulate/prepare-graph.ts";
-import { denoiserSlots, recordTask, shapeOf } from "./calibrate.ts";
-import { type Observations, readObservations, writeObservations } from "./observations.ts";
+import { openWithGraph } from "../model/open-with-graph.ts";
+import { denoiserSlots } from "../model/slots.ts";
+import { prepareGraph } from "../quantizable/prepare-graph.ts";
+import { type Observations, readObservations, writeObservations } from "../records/observations.ts";
+import { readTrajectory, type Trajectory } from "../records/trajectory.ts";
+import { recordTask, shapeOf } from "./calibrate.ts";
 import { observe } from "./observe.ts";
 import { histogramGraph, observed, rangeGraph } from "./observing-graph.ts";
-import { readTrajectory, type Trajectory } from "./trajectory.ts";
 
 const folder = temporaryFolder();
 

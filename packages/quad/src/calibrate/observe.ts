@@ -1,9 +1,9 @@
 import type { Model } from "@quad-lora/onnx";
 import type { Pipeline, TensorData } from "@quad-lora/runtime";
-import { openWithGraph } from "../simulate/open-with-graph.ts";
-import type { Observations, TaskObservations } from "./observations.ts";
+import { openWithGraph } from "../model/open-with-graph.ts";
+import type { Observations, TaskObservations } from "../records/observations.ts";
+import type { Trajectory } from "../records/trajectory.ts";
 import { histogramGraph, observed, rangeGraph } from "./observing-graph.ts";
-import type { Trajectory } from "./trajectory.ts";
 
 export interface ObserveOptions {
   /** Groups of consecutive time steps that get statistics of their own. */

@@ -1,7 +1,7 @@
 import { InputError } from "@quad-lora/base";
 import { Command, InvalidArgumentError, Option } from "commander";
 import { ablate, ablationTable, ablationVariants } from "../ablation/index.ts";
-import { loadConfig } from "../build/config.ts";
+import { loadConfig } from "../settings/config.ts";
 import type { Placement } from "../simulate/simulation-graph.ts";
 import { parseCount } from "./arguments.ts";
 import { interruptSignal } from "./interrupt.ts";

@@ -1,9 +1,9 @@
 import { InputError } from "@quad-lora/base";
 import { Command } from "commander";
-import { loadCases } from "../build/build.ts";
-import { loadConfig } from "../build/config.ts";
 import { type AddOptions, addToBundle } from "../bundle/add.ts";
-import { type DistillSettings, distillSchema } from "../distill/options.ts";
+import { loadConfig } from "../settings/config.ts";
+import { type DistillSettings, distillSchema } from "../settings/distill.ts";
+import { loadCases } from "../stages/build.ts";
 import { parseCount, parseNumber } from "./arguments.ts";
 import { interruptSignal } from "./interrupt.ts";
 import { printAdapters } from "./show.ts";

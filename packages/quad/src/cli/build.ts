@@ -1,7 +1,7 @@
 import { Command } from "commander";
-import { build } from "../build/build.ts";
-import { loadConfig } from "../build/config.ts";
-import type { Profile } from "../profile/profile.ts";
+import type { Profile } from "../records/profile.ts";
+import { loadConfig } from "../settings/config.ts";
+import { build } from "../stages/build.ts";
 import { interruptSignal } from "./interrupt.ts";
 import { printAdapters } from "./show.ts";
 import { formatDuration, formatTable, type Terminal } from "./terminal.ts";

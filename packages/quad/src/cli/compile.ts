@@ -2,7 +2,7 @@ import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { Command, Option } from "commander";
 import { compileBundle } from "../compile/compile-bundle.ts";
-import { readProfile } from "../profile/profile.ts";
+import { readProfile } from "../records/profile.ts";
 import { parseCount } from "./arguments.ts";
 import { interruptSignal } from "./interrupt.ts";
 import { printAdapters } from "./show.ts";

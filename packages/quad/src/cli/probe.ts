@@ -2,7 +2,7 @@ import { InputError } from "@quad-lora/base";
 import { Command } from "commander";
 import { toRuntimeTensors, toSafetensors } from "../files/runtime-tensors.ts";
 import { openSafetensors, writeSafetensors } from "../files/safetensors.ts";
-import { openFolder } from "../open.ts";
+import { openFolder } from "../model/open-folder.ts";
 import { collectStrengths } from "./arguments.ts";
 import { selectionOf } from "./selection.ts";
 import { formatTable, type Terminal } from "./terminal.ts";

@@ -1,7 +1,7 @@
 import { InputError } from "@quad-lora/base";
 import { Command } from "commander";
 import { imageFormat, readImage, readMask, writeImage } from "../files/images.ts";
-import { openFolder } from "../open.ts";
+import { openFolder } from "../model/open-folder.ts";
 import { collectStrengths, parseCount, parseNumber, parseSeed } from "./arguments.ts";
 import { interruptSignal } from "./interrupt.ts";
 import { readLatents, selectionOf } from "./selection.ts";

@@ -1,6 +1,6 @@
 import { Command, Option } from "commander";
-import { loadConfig } from "../build/config.ts";
 import { decibels } from "../metrics/index.ts";
+import { loadConfig } from "../settings/config.ts";
 import { tuneProfile, tuneSchema } from "../tune/index.ts";
 import { parseCount, parseNumber, parseSeed, withOptions } from "./arguments.ts";
 import { printTuned } from "./build.ts";

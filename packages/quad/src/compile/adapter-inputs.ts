@@ -1,8 +1,8 @@
 import { InputError } from "@quad-lora/base";
 import { type Model, tensorType, type Value } from "@quad-lora/onnx";
 import type { SlotsFile } from "@quad-lora/runtime";
-import { factorEncoding } from "../profile/adapter-encodings.ts";
-import type { CodeNodes } from "./code-nodes.ts";
+import { factorEncoding } from "../factors/adapter-encodings.ts";
+import type { CodeNodes } from "../quantizable/code-nodes.ts";
 
 export interface AdapterInputOptions {
   /** Scales of the factors by slot. */

@@ -21,7 +21,6 @@ import {
   type SlotsFile,
 } from "@quad-lora/runtime";
 import { type AdapterSource, loadAdapters } from "../bundle/adapter-sources.ts";
-import { aimetEncodings } from "../bundle/aimet-encodings.ts";
 import {
   bundleFiles,
   readManifest,
@@ -34,16 +33,17 @@ import {
 import { copyRest, keepTasks } from "../bundle/copied-files.ts";
 import { type EncodingFrame, encodeForBundle } from "../bundle/encode-adapter.ts";
 import { measureQuality } from "../bundle/quality.ts";
-import { denoiserSlots } from "../calibrate/calibrate.ts";
-import { readTrajectory } from "../calibrate/trajectory.ts";
 import { writeAimet } from "../encodings-files/index.ts";
+import { graphIdentity } from "../factors/exposed-adapters.ts";
 import { writeFileAtomically } from "../files/atomic.ts";
 import { hashFile } from "../files/hash.ts";
 import { componentFile } from "../model/model-folder.ts";
-import { openFolder } from "../open.ts";
-import { graphIdentity } from "../profile/exposed-adapters.ts";
-import { type Profile, pointEncoding, readProfile } from "../profile/profile.ts";
-import { prepareGraph } from "../simulate/prepare-graph.ts";
+import { openFolder } from "../model/open-folder.ts";
+import { denoiserSlots } from "../model/slots.ts";
+import { aimetEncodings } from "../profile/export-encodings.ts";
+import { prepareGraph } from "../quantizable/prepare-graph.ts";
+import { type Profile, pointEncoding, readProfile } from "../records/profile.ts";
+import { readTrajectory } from "../records/trajectory.ts";
 import { ownZeroPoints } from "./own-zero-points.ts";
 import { buildQuantizedGraph } from "./quantized-graph.ts";
 

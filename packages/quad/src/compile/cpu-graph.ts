@@ -1,6 +1,6 @@
 import type { Graph, Model, Node, Value } from "@quad-lora/onnx";
+import type { Quantizable, QuantizableLayer } from "../quantizable/quantizable.ts";
 import type { Encoding } from "../quantization/index.ts";
-import type { Quantizable, QuantizableLayer } from "../simulate/quantizable.ts";
 import { fuseAttention } from "./attention.ts";
 import { joinPlanes, planeEncodings, splitIntoPlanes } from "./byte-planes.ts";
 import { columnsOf, columnsShape, isPlainConv, rowsAsImage } from "./convolution-columns.ts";

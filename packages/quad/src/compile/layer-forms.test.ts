@@ -2,8 +2,8 @@ import { checkModel, type Graph, Model, runModel, Tensor, tensorType } from "@qu
 import type { SlotsFile } from "@quad-lora/runtime";
 import { expect, test } from "vitest";
 import { maxRelative, randomTensor } from "../../../../test/helpers/models.ts";
+import { simulationSettings } from "../model/open-with-graph.ts";
 import { encodingFromRange } from "../quantization/index.ts";
-import { simulationSettings } from "../simulate/open-with-graph.ts";
 import { buildSimulation } from "../simulate/simulation-graph.ts";
 import { buildQuantizedGraph } from "./quantized-graph.ts";
 import { encodingFeeds, exactProducts } from "./testing.ts";

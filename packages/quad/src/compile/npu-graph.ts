@@ -1,6 +1,6 @@
 import type { Graph, Model, Value } from "@quad-lora/onnx";
+import { movesData, type Quantizable } from "../quantizable/quantizable.ts";
 import type { Encoding } from "../quantization/index.ts";
-import { movesData, type Quantizable } from "../simulate/quantizable.ts";
 import type { PlacementTools } from "./quantized-graph.ts";
 
 /**

@@ -19,8 +19,8 @@ import {
 } from "@quad-lora/onnx";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { findLayers } from "../layers/find-layers.ts";
+import { simulationSettings } from "../model/open-with-graph.ts";
 import { fakeQuantize, weightEncoding } from "../quantization/index.ts";
-import { simulationSettings } from "../simulate/open-with-graph.ts";
 import { weightAxis } from "../simulate/simulation-graph.ts";
 import { buildQuantizedGraph } from "./quantized-graph.ts";
 import {

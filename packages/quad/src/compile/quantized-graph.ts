@@ -1,11 +1,11 @@
 import { InputError } from "@quad-lora/base";
 import { cloneModel, deadCodeElimination, type Model } from "@quad-lora/onnx";
 import type { SlotsFile } from "@quad-lora/runtime";
+import { CodeNodes } from "../quantizable/code-nodes.ts";
+import { findQuantizable } from "../quantizable/quantizable.ts";
 import type { Encoding } from "../quantization/index.ts";
-import { findQuantizable } from "../simulate/quantizable.ts";
 import type { SimulationOptions } from "../simulate/simulation-graph.ts";
 import { quantizeAdapterInputs } from "./adapter-inputs.ts";
-import { CodeNodes } from "./code-nodes.ts";
 import { placeForCpu } from "./cpu-graph.ts";
 import { placeForNpu } from "./npu-graph.ts";
 import { WeightCodes } from "./weight-codes.ts";

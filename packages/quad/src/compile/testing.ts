@@ -5,12 +5,12 @@ import type { SlotsFile } from "@quad-lora/runtime";
 import type * as ort from "onnxruntime-node";
 import { exposedPocket } from "../../../../test/helpers/exposed-pocket.ts";
 import { randomTensor } from "../../../../test/helpers/models.ts";
-import { readSlots } from "../expose/slots.ts";
-import { type EncodedAdapter, encodeAdapter, type SlotScales } from "../profile/adapter-encodings.ts";
-import { loadFactors } from "../profile/exposed-adapters.ts";
+import { type EncodedAdapter, encodeAdapter, type SlotScales } from "../factors/adapter-encodings.ts";
+import { loadFactors } from "../factors/exposed-adapters.ts";
+import { simulationSettings } from "../model/open-with-graph.ts";
+import { readSlots } from "../model/slots.ts";
+import { prepareGraph } from "../quantizable/prepare-graph.ts";
 import { type Encoding, encodingFromRange, encodingRange } from "../quantization/index.ts";
-import { simulationSettings } from "../simulate/open-with-graph.ts";
-import { prepareGraph } from "../simulate/prepare-graph.ts";
 import { buildSimulation, encodingInputs, type QuantizationPoint } from "../simulate/simulation-graph.ts";
 import { buildQuantizedGraph, type QuantizedGraphOptions } from "./quantized-graph.ts";
 

@@ -3,13 +3,14 @@ import { join } from "node:path";
 import { InputError } from "@quad-lora/base";
 import { alphaSigma, createScheduler, SeededRandom, type TensorData } from "@quad-lora/runtime";
 import { z } from "zod";
-import { type CalibrateOptions, denoiserSlots } from "../calibrate/calibrate.ts";
-import { type ModelCall, writeTrajectory } from "../calibrate/trajectory.ts";
+import type { CalibrateOptions } from "../calibrate/calibrate.ts";
 import { parseJsonFile, readScheduler } from "../model/model-folder.ts";
-import { openFolder } from "../open.ts";
+import { openFolder } from "../model/open-folder.ts";
+import { denoiserSlots } from "../model/slots.ts";
+import { type ModelCall, writeTrajectory } from "../records/trajectory.ts";
+import type { DistillSettings } from "../settings/distill.ts";
 import { readTrainingFolder } from "../train/dataset.ts";
 import { encodeDataset } from "../train/encode-dataset.ts";
-import type { DistillSettings } from "./options.ts";
 
 /**
  * Stage: exposed folder and a folder of training pictures -> trajectory of the teacher's answers on them: every picture's

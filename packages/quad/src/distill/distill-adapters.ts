@@ -2,9 +2,9 @@ import { fork } from "node:child_process";
 import { statSync } from "node:fs";
 import { availableParallelism, freemem } from "node:os";
 import { InputError, type InputProblem } from "@quad-lora/base";
-import { denoiserSlots } from "../calibrate/calibrate.ts";
 import { decibels as toDecibels } from "../metrics/index.ts";
 import { componentFile } from "../model/model-folder.ts";
+import { denoiserSlots } from "../model/slots.ts";
 import type { TrainingProgress } from "../train/training-loop.ts";
 import { type DistillAdapterOptions, type DistillAdapterResult, distillAdapter } from "./distill-adapter.ts";
 

@@ -5,13 +5,14 @@ import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { InputError } from "@quad-lora/base";
 import type { Pipeline } from "@quad-lora/runtime";
-import { recordTrajectory, type TaskCase, writeTrajectory } from "../calibrate/trajectory.ts";
-import type { BoundAdapter } from "../expose/bind-adapter.ts";
+import { recordTrajectory } from "../calibrate/record-trajectory.ts";
+import { readAdapterFile } from "../factors/adapter-file.ts";
+import type { BoundAdapter } from "../factors/bind-adapter.ts";
 import { writeSafetensors } from "../files/safetensors.ts";
 import { decibels } from "../metrics/index.ts";
-import { readAdapterFile } from "../profile/adapter-file.ts";
+import { type TaskCase, writeTrajectory } from "../records/trajectory.ts";
+import type { DistillSettings } from "../settings/distill.ts";
 import { distillAdapter } from "./distill-adapter.ts";
-import type { DistillSettings } from "./options.ts";
 import { teacherCases } from "./teacher.ts";
 
 /** What {@link distillNew} tunes, with which teacher, and to which profile. */

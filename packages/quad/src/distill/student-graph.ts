@@ -11,10 +11,10 @@ import {
   type Value,
 } from "@quad-lora/onnx";
 import type { SlotsFile } from "@quad-lora/runtime";
-import { placeEncodings } from "../compile/place-encodings.ts";
 import { fixFactors, fixStrength } from "../expose/fix-factors.ts";
-import type { Profile } from "../profile/profile.ts";
 import { gridLimits } from "../quantization/index.ts";
+import type { Profile } from "../records/profile.ts";
+import { placeEncodings } from "../simulate/place-encodings.ts";
 import { buildSimulation } from "../simulate/simulation-graph.ts";
 import { perRowTimesteps } from "../train/denoiser-graph.ts";
 import { buildTrainingGraph, type TrainingGraph, type TrainingGraphOptions } from "../train/training-graph.ts";

@@ -1,6 +1,6 @@
 import { InputError } from "@quad-lora/base";
 import { alphaSigma, parseSchedulerConfig, type SeededRandom, type TensorData } from "@quad-lora/runtime";
-import type { ModelCall, Trajectory } from "../calibrate/trajectory.ts";
+import type { ModelCall, Trajectory } from "../records/trajectory.ts";
 import type { BatchSource } from "../train/training-loop.ts";
 import { distillNames, type StudentGraph } from "./student-graph.ts";
 

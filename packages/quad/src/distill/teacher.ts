@@ -1,7 +1,7 @@
 import type { CalibrateOptions } from "../calibrate/calibrate.ts";
 import { recordTask } from "../calibrate/calibrate.ts";
-import type { TaskCase } from "../calibrate/trajectory.ts";
-import type { DistillSettings } from "./options.ts";
+import type { TaskCase } from "../records/trajectory.ts";
+import type { DistillSettings } from "../settings/distill.ts";
 
 /** Far from seeds that people choose, so that nothing they look at later was trained on. */
 const firstSeed = 1_000_000_000;

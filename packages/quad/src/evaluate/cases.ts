@@ -1,7 +1,7 @@
 import { InputError } from "@quad-lora/base";
 import type { Mask, Pipeline, RgbImage, Task } from "@quad-lora/runtime";
-import type { BuildConfig } from "../build/config.ts";
 import { readImage, readMask } from "../files/images.ts";
+import type { BuildConfig } from "../settings/config.ts";
 
 /** One picture of a held-out case, ready to be drawn by any pipeline: nothing is left to a pipeline's defaults. */
 export interface PreparedCase {

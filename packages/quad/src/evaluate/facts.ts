@@ -4,7 +4,7 @@ import { createRequire } from "node:module";
 import { cpus, totalmem } from "node:os";
 import { join } from "node:path";
 import { openModelFolder } from "../model/model-folder.ts";
-import type { Evaluation } from "./evaluation.ts";
+import type { Evaluation } from "../records/evaluation.ts";
 
 /**
  * Bytes on disk: adapters by name, and everything else that makes up the folder.

@@ -1,8 +1,8 @@
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import type { Task } from "@quad-lora/runtime";
-import type { HashCache } from "../files/hash-tree.ts";
-import { openFolder } from "../open.ts";
+import { openFolder } from "../model/open-folder.ts";
+import type { HashCache } from "../work/hash-tree.ts";
 import { adaptersOf } from "./cases.ts";
 import type { Drawer } from "./pictures.ts";
 

@@ -1,11 +1,11 @@
 import { alignBatches } from "../calibrate/calibrate.ts";
-import type { Trajectory } from "../calibrate/trajectory.ts";
 import { thin } from "../profile/sensitivity.ts";
 import { type Encoding, encodingRange } from "../quantization/index.ts";
+import type { TaskNoise } from "../records/evaluation.ts";
+import type { Trajectory } from "../records/trajectory.ts";
 import type { SimulatedPipeline } from "../simulate/simulated-pipeline.ts";
 import { encodingInputs } from "../simulate/simulation-graph.ts";
 import { adaptersOf } from "./cases.ts";
-import type { TaskNoise } from "./evaluation.ts";
 import type { Simulations } from "./simulations.ts";
 
 export interface NoiseOptions {

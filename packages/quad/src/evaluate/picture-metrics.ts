@@ -13,7 +13,7 @@ import {
   ssim,
   ssimulacra2,
 } from "../metrics/index.ts";
-import { equalPsnr, lessIsBetter, type PictureMetrics, type ResultSummary } from "./evaluation.ts";
+import { equalPsnr, lessIsBetter, type PictureMetrics, type ResultSummary } from "../records/evaluation.ts";
 import type { MetricNetworks } from "./networks.ts";
 import type { VaeFeatures } from "./vae-features.ts";
 

@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
-import type { Observations } from "../calibrate/observations.ts";
-import type { Profile } from "../profile/profile.ts";
+import type { Observations } from "../records/observations.ts";
+import type { Profile } from "../records/profile.ts";
 import { clippedRanges } from "./ranges.ts";
 
 /** One value, ten bins of width 1 from -5 to 5, two groups of time steps. */

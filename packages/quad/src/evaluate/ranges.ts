@@ -1,8 +1,8 @@
-import type { Observations } from "../calibrate/observations.ts";
-import { type Profile, pointEncoding } from "../profile/profile.ts";
 import { encodingRange } from "../quantization/index.ts";
+import type { PointRange } from "../records/evaluation.ts";
+import type { Observations } from "../records/observations.ts";
+import { type Profile, pointEncoding } from "../records/profile.ts";
 import type { QuantizationPoint } from "../simulate/simulation-graph.ts";
-import type { PointRange } from "./evaluation.ts";
 
 /**
  * What the profile's grids clip at the layers' inputs, per task and group of time steps, from what calibration saw. A

@@ -2,10 +2,10 @@ import { createHash } from "node:crypto";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { InputError } from "@quad-lora/base";
-import type { BuildConfig } from "../build/config.ts";
 import { expose } from "../expose/expose.ts";
-import type { HashCache } from "../files/hash-tree.ts";
 import { openModelFolder } from "../model/model-folder.ts";
+import type { BuildConfig } from "../settings/config.ts";
+import type { HashCache } from "../work/hash-tree.ts";
 
 export interface ReferenceOptions {
   /** Adapters that the candidate has. All that can be found take part, whatever is drawn: the graph is then always the same. */

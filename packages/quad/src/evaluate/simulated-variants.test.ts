@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import type { Evaluation } from "./evaluation.ts";
+import type { Evaluation } from "../records/evaluation.ts";
 import { sharesOf } from "./simulated-variants.ts";
 import type { Simulations } from "./simulations.ts";
 

@@ -6,6 +6,7 @@ import { checkModel, externalFiles, type Model, saveModel } from "@quad-lora/onn
 import { type SlotsFile, type Task, tasksFileSchema } from "@quad-lora/runtime";
 import { importAdapter } from "../adapters/import.ts";
 import type { AdaptableModule, AdapterComponent, AdapterReport, ImportedAdapter } from "../adapters/types.ts";
+import { bindAdapter } from "../factors/bind-adapter.ts";
 import { writeFileAtomically } from "../files/atomic.ts";
 import { writeSafetensors } from "../files/safetensors.ts";
 import { findLayers, type Layer, type SkippedNode } from "../layers/find-layers.ts";
@@ -17,7 +18,6 @@ import {
   openModelFolder,
   parseJsonFile,
 } from "../model/model-folder.ts";
-import { bindAdapter } from "./bind-adapter.ts";
 import { exposeGraph, type SlotRank } from "./expose-graph.ts";
 
 /** What {@link expose} writes, and which layers it opens. */

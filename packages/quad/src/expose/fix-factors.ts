@@ -1,6 +1,6 @@
 import { type Graph, Tensor } from "@quad-lora/onnx";
 import type { SlotsFile } from "@quad-lora/runtime";
-import { factorDims, slotInputs } from "./slots.ts";
+import { factorDims, slotInputs } from "../model/slots.ts";
 
 /** Puts a constant in the place of a graph's input. */
 export function fixInput(graph: Graph, name: string, tensor: Tensor): void {

@@ -7,8 +7,8 @@ import { beforeAll, describe, expect, test } from "vitest";
 import { maxRelative } from "../../../../test/helpers/models.ts";
 import { importAdapter } from "../adapters/import.ts";
 import type { ImportedAdapter } from "../adapters/types.ts";
+import { bindAdapter } from "../factors/bind-adapter.ts";
 import { findLayers } from "../layers/find-layers.ts";
-import { bindAdapter } from "./bind-adapter.ts";
 import { toModule } from "./expose.ts";
 import { exposeGraph, type SlotRank } from "./expose-graph.ts";
 

@@ -4,8 +4,8 @@ import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { buildModel, maxRelative, randomTensor } from "../../../../test/helpers/models.ts";
 import type { AdapterLayer } from "../adapters/types.ts";
+import { bindAdapter } from "../factors/bind-adapter.ts";
 import { findLayers, type Layer } from "../layers/find-layers.ts";
-import { bindAdapter } from "./bind-adapter.ts";
 import { exposeGraph } from "./expose-graph.ts";
 
 /** How a weight's initializer lays out the PyTorch weight `[out, in, ...]`. */

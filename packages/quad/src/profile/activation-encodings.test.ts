@@ -1,9 +1,9 @@
 import { describe, expect, test } from "vitest";
-import type { Observations } from "../calibrate/observations.ts";
 import { encodingRange } from "../quantization/index.ts";
+import type { Observations } from "../records/observations.ts";
+import { policySchema } from "../settings/policy.ts";
 import type { QuantizationPoint } from "../simulate/simulation-graph.ts";
 import { chooseEncodings, encodingChooser, mergeTasks, widthsOf } from "./activation-encodings.ts";
-import { policySchema } from "./policy.ts";
 
 const bins = 8;
 

@@ -1,18 +1,19 @@
 import { InputError } from "@quad-lora/base";
 import { loadModel } from "@quad-lora/onnx";
-import { alignBatches, denoiserSlots, shapeOf } from "../calibrate/calibrate.ts";
-import { type Observations, readObservations } from "../calibrate/observations.ts";
-import { readTrajectory, type Trajectory } from "../calibrate/trajectory.ts";
+import { alignBatches, shapeOf } from "../calibrate/calibrate.ts";
+import { type AdapterFactors, encodeAdapter, type SlotScales, slotScales } from "../factors/adapter-encodings.ts";
+import { graphIdentity, loadFactors } from "../factors/exposed-adapters.ts";
 import { componentFile } from "../model/model-folder.ts";
+import { denoiserSlots } from "../model/slots.ts";
+import { prepareGraph } from "../quantizable/prepare-graph.ts";
 import type { Encoding } from "../quantization/index.ts";
-import { prepareGraph } from "../simulate/prepare-graph.ts";
+import { type Observations, readObservations } from "../records/observations.ts";
+import { type Profile, writeProfile } from "../records/profile.ts";
+import { readTrajectory, type Trajectory } from "../records/trajectory.ts";
+import type { Policy } from "../settings/policy.ts";
 import { SimulatedPipeline } from "../simulate/simulated-pipeline.ts";
 import type { Placement } from "../simulate/simulation-graph.ts";
 import { chooseEncodings, encodingChooser, type Widths, widthsOf } from "./activation-encodings.ts";
-import { type AdapterFactors, encodeAdapter, type SlotScales, slotScales } from "./adapter-encodings.ts";
-import { graphIdentity, loadFactors } from "./exposed-adapters.ts";
-import type { Policy } from "./policy.ts";
-import { type Profile, writeProfile } from "./profile.ts";
 import type { Scores } from "./scores.ts";
 import { allocateFloor, allocateShare, layerSensitivity, scoreTask, thin } from "./sensitivity.ts";
 

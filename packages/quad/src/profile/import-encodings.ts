@@ -1,12 +1,12 @@
 import { readFile } from "node:fs/promises";
 import { loadModel } from "@quad-lora/onnx";
-import { tensorsOfPoints } from "../bundle/aimet-encodings.ts";
-import { denoiserSlots } from "../calibrate/calibrate.ts";
 import { readAimet } from "../encodings-files/index.ts";
 import { componentFile } from "../model/model-folder.ts";
+import { denoiserSlots } from "../model/slots.ts";
+import { prepareGraph } from "../quantizable/prepare-graph.ts";
 import type { Encoding } from "../quantization/index.ts";
-import { prepareGraph } from "../simulate/prepare-graph.ts";
-import type { Profile } from "./profile.ts";
+import type { Profile } from "../records/profile.ts";
+import { tensorsOfPoints } from "./export-encodings.ts";
 
 /** What {@link importEncodings} made of a file. */
 export interface ImportedEncodings {

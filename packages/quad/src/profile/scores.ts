@@ -1,5 +1,5 @@
-import type { ModelCall } from "../calibrate/trajectory.ts";
 import { jensenShannonDivergence } from "../metrics/index.ts";
+import type { ModelCall } from "../records/trajectory.ts";
 
 /** How far a quantized denoiser is from the full-precision one on recorded calls. */
 export interface Scores {

@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import type { ModelCall } from "../calibrate/trajectory.ts";
+import type { ModelCall } from "../records/trajectory.ts";
 import { allocateFloor, allocateShare, thin } from "./sensitivity.ts";
 
 const sensitivities = fc.dictionary(fc.stringMatching(/^[a-f]\d{1,2}$/), fc.double({ min: 10, max: 80, noNaN: true }), {

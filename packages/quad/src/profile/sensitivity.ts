@@ -1,5 +1,5 @@
-import type { Trajectory } from "../calibrate/trajectory.ts";
 import type { Encoding } from "../quantization/index.ts";
+import type { Trajectory } from "../records/trajectory.ts";
 import type { SimulatedPipeline } from "../simulate/simulated-pipeline.ts";
 import { ScoreKeeper, type Scores } from "./scores.ts";
 

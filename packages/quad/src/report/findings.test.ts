@@ -1,6 +1,6 @@
 import { describe, expect, test } from "vitest";
-import type { Evaluation, TaskNoise } from "../evaluate/evaluation.ts";
-import type { Profile } from "../profile/profile.ts";
+import type { Evaluation, TaskNoise } from "../records/evaluation.ts";
+import type { Profile } from "../records/profile.ts";
 import { causeShares, findAll, levelOf, overview } from "./findings.ts";
 
 const result = (psnr: number, ssim: number) => ({

@@ -1,5 +1,5 @@
-import type { Evaluation, ResultSummary, TaskNoise } from "../evaluate/evaluation.ts";
-import type { Profile } from "../profile/profile.ts";
+import type { Evaluation, ResultSummary, TaskNoise } from "../records/evaluation.ts";
+import type { Profile } from "../records/profile.ts";
 import { fixed, listed, percent } from "./format.ts";
 
 /** `good`: holds; `fair`: differences can be seen; `poor`: suffers. */

@@ -3,7 +3,7 @@ import { readdir, readFile, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { InputError } from "@quad-lora/base";
 import { z } from "zod";
-import { type Ablation, readAblation } from "../ablation/ablation-file.ts";
+import { type Ablation, readAblation } from "../records/ablation.ts";
 
 const curveSchema = z.looseObject({
   format: z.literal("quad-training-curve"),

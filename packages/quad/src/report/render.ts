@@ -1,6 +1,6 @@
 import { dirname } from "node:path";
-import { readEvaluation } from "../evaluate/evaluation.ts";
-import { readProfile } from "../profile/profile.ts";
+import { readEvaluation } from "../records/evaluation.ts";
+import { readProfile } from "../records/profile.ts";
 import { findAll } from "./findings.ts";
 import type { Html, Section } from "./html.ts";
 import { readInputs } from "./inputs.ts";

@@ -1,10 +1,10 @@
 import { serializeSafetensors } from "@quad-lora/base";
 import type { Model } from "@quad-lora/onnx";
 import type { GeneratedImage, Pipeline, SlotsFile } from "@quad-lora/runtime";
-import type { ModelCall, TaskCase } from "../calibrate/trajectory.ts";
-import type { EncodedAdapter } from "../profile/adapter-encodings.ts";
+import type { EncodedAdapter } from "../factors/adapter-encodings.ts";
+import { openWithGraph } from "../model/open-with-graph.ts";
 import { type Encoding, encodingRange } from "../quantization/index.ts";
-import { openWithGraph } from "./open-with-graph.ts";
+import type { ModelCall, TaskCase } from "../records/trajectory.ts";
 import {
   buildSimulation,
   encodingInputs,

@@ -1,6 +1,7 @@
 import { type Graph, type Model, runModel, Tensor } from "@quad-lora/onnx";
 import { beforeAll, describe, expect, test } from "vitest";
 import { buildModel, maxRelative, randomTensor } from "../../../../test/helpers/models.ts";
+import { findQuantizable } from "../quantizable/quantizable.ts";
 import {
   type Encoding,
   encodingFromRange,
@@ -8,7 +9,6 @@ import {
   fakeQuantize,
   weightEncoding,
 } from "../quantization/index.ts";
-import { findQuantizable } from "./quantizable.ts";
 import { buildSimulation, encodingInputs, type QuantizationPoint, type SimulationOptions } from "./simulation-graph.ts";
 
 const slots = { strengthInput: "unet.lora_strength", slots: [] };

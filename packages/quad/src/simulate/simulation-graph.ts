@@ -9,8 +9,8 @@ import {
   type Value,
 } from "@quad-lora/onnx";
 import type { SlotsFile } from "@quad-lora/runtime";
+import { findQuantizable, movedFrom, type Quantizable } from "../quantizable/quantizable.ts";
 import { type BitWidth, type Encoding, fakeQuantize, weightEncoding } from "../quantization/index.ts";
-import { findQuantizable, movedFrom, type Quantizable } from "./quantizable.ts";
 
 /**
  * Where a target quantizes activations: `npu` every one of them (16 bits between the layers), `cpu` only the inputs of

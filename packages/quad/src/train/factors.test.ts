@@ -3,8 +3,8 @@ import { InputError } from "@quad-lora/base";
 import { type Graph, loadModel, type PackedParameter } from "@quad-lora/onnx";
 import { SeededRandom, type Slot } from "@quad-lora/runtime";
 import { describe, expect, test } from "vitest";
-import { bindAdapter } from "../expose/bind-adapter.ts";
 import { exposeGraph } from "../expose/expose-graph.ts";
+import { bindAdapter } from "../factors/bind-adapter.ts";
 import { findLayers } from "../layers/find-layers.ts";
 import { adapterLayers, chooseLayers, continueAdapter, initialFactors } from "./factors.ts";
 

@@ -1,10 +1,10 @@
 import { type Model, tensorType } from "@quad-lora/onnx";
 import type { SlotsFile } from "@quad-lora/runtime";
-import { placeEncodings } from "../compile/place-encodings.ts";
 import { fixFactors, fixStrength } from "../expose/fix-factors.ts";
 import type { Layer } from "../layers/find-layers.ts";
-import type { Profile } from "../profile/profile.ts";
-import { prepareGraph } from "../simulate/prepare-graph.ts";
+import { prepareGraph } from "../quantizable/prepare-graph.ts";
+import type { Profile } from "../records/profile.ts";
+import { placeEncodings } from "../simulate/place-encodings.ts";
 import { buildSimulation } from "../simulate/simulation-graph.ts";
 import { type AdapterGraph, type AdapterGraphOptions, requireSlots } from "./adapter-graph.ts";
 import { batchNames, buildDenoiserGraph, perRowTimesteps } from "./denoiser-graph.ts";

@@ -1,2 +1,2 @@
-export { type TuneSettings, type TuneSettingsInput, tuneSchema } from "./options.ts";
+export { type TuneSettings, type TuneSettingsInput, tuneSchema } from "../settings/tune.ts";
 export { type TuneProfileOptions, type TuneProfileResult, tuneProfile } from "./tune-profile.ts";

@@ -1,10 +1,10 @@
 import { Builder, cloneModel, type Dims, type Model, runPasses, specialize, Tensor, type Value } from "@quad-lora/onnx";
 import type { SlotsFile } from "@quad-lora/runtime";
-import { placeEncodings } from "../compile/place-encodings.ts";
 import { buildLoss, type StudentGraph } from "../distill/student-graph.ts";
 import { fixStrength } from "../expose/fix-factors.ts";
-import { factorDims, slotInputs } from "../expose/slots.ts";
-import type { Profile } from "../profile/profile.ts";
+import { factorDims, slotInputs } from "../model/slots.ts";
+import type { Profile } from "../records/profile.ts";
+import { placeEncodings } from "../simulate/place-encodings.ts";
 import { buildSimulation } from "../simulate/simulation-graph.ts";
 import { perRowTimesteps } from "../train/denoiser-graph.ts";
 import { buildTrainingGraph, type TrainingGraphOptions } from "../train/training-graph.ts";

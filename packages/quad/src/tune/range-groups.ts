@@ -1,5 +1,5 @@
 import { InputError } from "@quad-lora/base";
-import type { Profile } from "../profile/profile.ts";
+import type { Profile } from "../records/profile.ts";
 import type { QuantizationPoint } from "../simulate/simulation-graph.ts";
 
 /** Points that share a scale, and so one trained factor. */

@@ -1,9 +1,9 @@
 import { InputError } from "@quad-lora/base";
 import type { SlotsFile, TensorData } from "@quad-lora/runtime";
-import type { Trajectory } from "../calibrate/trajectory.ts";
 import { type TeacherBatchOptions, teacherBatches } from "../distill/teacher-batches.ts";
-import { factorDims, slotInputs } from "../expose/slots.ts";
-import type { EncodedAdapter } from "../profile/adapter-encodings.ts";
+import type { EncodedAdapter } from "../factors/adapter-encodings.ts";
+import { factorDims, slotInputs } from "../model/slots.ts";
+import type { Trajectory } from "../records/trajectory.ts";
 import type { BatchSource } from "../train/training-loop.ts";
 
 export interface TaskBatches {

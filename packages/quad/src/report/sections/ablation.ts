@@ -1,6 +1,6 @@
-import type { Ablation } from "../../ablation/ablation-file.ts";
-import { ablationTable } from "../../ablation/table.ts";
-import type { AblationRow } from "../../evaluate/evaluation.ts";
+import type { Ablation } from "../../records/ablation.ts";
+import type { AblationRow } from "../../records/evaluation.ts";
+import { ablationTable } from "../ablation-table.ts";
 import { fixed, significant } from "../format.ts";
 import { type Html, html, type Section, table } from "../html.ts";
 

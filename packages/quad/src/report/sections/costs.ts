@@ -1,5 +1,5 @@
 import * as Plot from "@observablehq/plot";
-import type { Evaluation } from "../../evaluate/evaluation.ts";
+import type { Evaluation } from "../../records/evaluation.ts";
 import { formatBytes, percent, significant } from "../format.ts";
 import { type Html, html, type Section, table } from "../html.ts";
 import type { Benchmarks } from "../inputs.ts";

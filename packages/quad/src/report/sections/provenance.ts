@@ -1,5 +1,5 @@
-import type { Evaluation } from "../../evaluate/evaluation.ts";
-import type { Profile } from "../../profile/profile.ts";
+import type { Evaluation } from "../../records/evaluation.ts";
+import type { Profile } from "../../records/profile.ts";
 import { type Html, html, table } from "../html.ts";
 
 /** What was run, on what. */

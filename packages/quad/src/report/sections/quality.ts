@@ -1,5 +1,5 @@
 import * as Plot from "@observablehq/plot";
-import { type Evaluation, lessIsBetter } from "../../evaluate/evaluation.ts";
+import { type Evaluation, lessIsBetter } from "../../records/evaluation.ts";
 import { fixed, significant } from "../format.ts";
 import { type Html, html, type Section, table } from "../html.ts";
 import { colorsFor, drawPlot } from "../plots.ts";

@@ -1,5 +1,5 @@
 import * as Plot from "@observablehq/plot";
-import type { Evaluation, PointRange } from "../../evaluate/evaluation.ts";
+import type { Evaluation, PointRange } from "../../records/evaluation.ts";
 import { clippedAt, limits } from "../findings.ts";
 import { percent } from "../format.ts";
 import { type Html, html, type Section, table } from "../html.ts";

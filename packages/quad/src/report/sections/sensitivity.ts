@@ -1,6 +1,6 @@
 import * as Plot from "@observablehq/plot";
-import type { Evaluation, TaskNoise } from "../../evaluate/evaluation.ts";
-import type { Profile } from "../../profile/profile.ts";
+import type { Evaluation, TaskNoise } from "../../records/evaluation.ts";
+import type { Profile } from "../../records/profile.ts";
 import { causeShares } from "../findings.ts";
 import { decibels, fixed, percent } from "../format.ts";
 import { type Html, html, type Section, table } from "../html.ts";

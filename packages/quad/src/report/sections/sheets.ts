@@ -1,4 +1,4 @@
-import type { Evaluation, TaskEvaluation } from "../../evaluate/evaluation.ts";
+import type { Evaluation, TaskEvaluation } from "../../records/evaluation.ts";
 import { fixed } from "../format.ts";
 import { type Html, html, type Section } from "../html.ts";
 import { embedDifference, embedPicture, fullDifference, largestSide } from "../pictures.ts";

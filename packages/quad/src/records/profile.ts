@@ -4,7 +4,7 @@ import { z } from "zod";
 import { writeFileAtomically } from "../files/atomic.ts";
 import { parseJsonFile } from "../model/model-folder.ts";
 import type { Encoding } from "../quantization/index.ts";
-import { policySchema } from "./policy.ts";
+import { policySchema } from "../settings/policy.ts";
 
 const bitsSchema = z.union([z.literal(8), z.literal(16)]);
 

@@ -3,21 +3,21 @@ import type { AdapterRecord, BundleQuality, Pipeline } from "@quad-lora/runtime"
 import { readManifest, readRecords } from "../bundle/bundle-folder.ts";
 import { isBundleAsWritten, noteBundle } from "../bundle/bundle-state.ts";
 import { type CalibrateOptions, observeTasks, recordTask } from "../calibrate/calibrate.ts";
-import type { TaskCase } from "../calibrate/trajectory.ts";
 import { compileBundle } from "../compile/compile-bundle.ts";
 import { expose } from "../expose/expose.ts";
-import { HashCache } from "../files/hash-tree.ts";
 import { readImage, readMask } from "../files/images.ts";
 import { decibels } from "../metrics/index.ts";
-import { defaultSize } from "../model/default-size.ts";
 import { openModelFolder } from "../model/model-folder.ts";
-import { LazyPipeline } from "../open.ts";
+import { LazyPipeline } from "../model/open-folder.ts";
+import { defaultSize } from "../model/picture-size.ts";
 import { buildProfile } from "../profile/build-profile.ts";
-import { type Profile, readProfile } from "../profile/profile.ts";
+import { type Profile, readProfile } from "../records/profile.ts";
+import type { TaskCase } from "../records/trajectory.ts";
+import type { BuildConfig } from "../settings/config.ts";
 import { tuneProfile } from "../tune/tune-profile.ts";
-import type { BuildConfig } from "./config.ts";
+import { HashCache } from "../work/hash-tree.ts";
+import { removeStale, runStage, type StageResult } from "../work/stage.ts";
 import { adaptersToDistill, distillStages } from "./distill-stages.ts";
-import { removeStale, runStage, type StageResult } from "./stage.ts";
 
 /** How a caller follows and stops a build. */
 export interface BuildOptions {

@@ -2,7 +2,7 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { InputError } from "@quad-lora/base";
 import { type Slot, type SlotsFile, slotsFileSchema } from "@quad-lora/runtime";
-import { parseJsonFile } from "../model/model-folder.ts";
+import { parseJsonFile } from "./model-folder.ts";
 
 /** @throws InputError if the folder is no exposed folder */
 export async function readSlots(exposed: string): Promise<SlotsFile> {
@@ -19,6 +19,22 @@ export async function readSlots(exposed: string): Promise<SlotsFile> {
     });
   }
   return parseJsonFile(file, text, slotsFileSchema);
+}
+
+/** The denoiser's name and slots in an exposed folder. */
+export async function denoiserSlots(
+  exposed: string,
+): Promise<{ component: "unet" | "transformer"; slots: SlotsFile["components"][string]; file: SlotsFile }> {
+  const file = await readSlots(exposed);
+  for (const component of ["unet", "transformer"] as const) {
+    const slots = file.components[component];
+    if (slots) return { component, slots, file };
+  }
+  throw new InputError({
+    what: "the denoiser has no adapter slots",
+    file: join(exposed, "slots.json"),
+    fix: "Expose the model with at least one adapter for its denoiser.",
+  });
 }
 
 /** The graph inputs for factors, with their shapes; "rank" stands for the adapter's. */

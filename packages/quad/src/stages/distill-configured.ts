@@ -6,17 +6,17 @@ import type { AdapterRecord } from "@quad-lora/runtime";
 import { type FrozenBundle, measureEncoded, openFrozen, writeEncoded } from "../bundle/bundle-adapters.ts";
 import { bundleFiles, readRecords } from "../bundle/bundle-folder.ts";
 import { type EncodedFiles, encodeForBundle } from "../bundle/encode-adapter.ts";
-import { recordTrajectory } from "../calibrate/trajectory.ts";
+import { recordTrajectory } from "../calibrate/record-trajectory.ts";
 import { type DistillAdapterResult, distillAdapters, recordDataset, recordTeacher } from "../distill/index.ts";
-import { HashCache } from "../files/hash-tree.ts";
-import { openFolder } from "../open.ts";
-import { readAdapterFile } from "../profile/adapter-file.ts";
-import { graphIdentity, refuseOtherGraph } from "../profile/exposed-adapters.ts";
-import { type Profile, readProfile } from "../profile/profile.ts";
+import { readAdapterFile } from "../factors/adapter-file.ts";
+import { graphIdentity, refuseOtherGraph } from "../factors/exposed-adapters.ts";
+import { openFolder } from "../model/open-folder.ts";
+import { type Profile, readProfile } from "../records/profile.ts";
+import type { BuildConfig } from "../settings/config.ts";
+import { HashCache } from "../work/hash-tree.ts";
+import { runStage } from "../work/stage.ts";
 import { exposeConfigured, loadCases } from "./build.ts";
-import type { BuildConfig } from "./config.ts";
 import { adaptersToDistill, describe } from "./distill-stages.ts";
-import { runStage } from "./stage.ts";
 
 interface CommonOptions {
   /** Tasks to draw, and `distill` settings. */

@@ -1,6 +1,6 @@
 import { openPipeline, type Pipeline } from "@quad-lora/runtime";
 import * as ort from "onnxruntime-node";
-import { folderFiles } from "./files/folder-files.ts";
+import { folderFiles } from "../files/folder-files.ts";
 
 /** Options of {@link openFolder}. */
 export interface OpenFolderOptions {

@@ -4,10 +4,10 @@ import { dirname, extname, resolve } from "node:path";
 import { InputError } from "@quad-lora/base";
 import { createJiti } from "jiti";
 import { z } from "zod";
-import { distillSchema } from "../distill/options.ts";
 import { parseJsonFile } from "../model/model-folder.ts";
-import { policySchema } from "../profile/policy.ts";
-import { tuneSchema } from "../tune/options.ts";
+import { distillSchema } from "./distill.ts";
+import { policySchema } from "./policy.ts";
+import { tuneSchema } from "./tune.ts";
 
 const caseSchema = z.strictObject({
   /** Default: the task's. */

@@ -1,10 +1,10 @@
 import type { Model, Value } from "@quad-lora/onnx";
 import type { SlotsFile } from "@quad-lora/runtime";
 import type { ModelEncodings } from "../encodings-files/index.ts";
-import { factorEncoding } from "../profile/adapter-encodings.ts";
-import { type Profile, pointEncoding } from "../profile/profile.ts";
+import { factorEncoding } from "../factors/adapter-encodings.ts";
+import { findQuantizable, type QuantizableLayer } from "../quantizable/quantizable.ts";
 import type { Encoding } from "../quantization/index.ts";
-import { findQuantizable, type QuantizableLayer } from "../simulate/quantizable.ts";
+import { type Profile, pointEncoding } from "../records/profile.ts";
 import { layerEncoding } from "../simulate/simulation-graph.ts";
 
 /**

@@ -1,7 +1,7 @@
 import { InputError } from "@quad-lora/base";
 import { type Model, specialize, tensorType } from "@quad-lora/onnx";
 import type { SlotsFile } from "@quad-lora/runtime";
-import { slotInputs } from "../expose/slots.ts";
+import { slotInputs } from "../model/slots.ts";
 import { findBranches } from "./quantizable.ts";
 
 /**

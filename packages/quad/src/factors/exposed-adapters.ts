@@ -5,9 +5,9 @@ import { InputError } from "@quad-lora/base";
 import type { SlotsFile } from "@quad-lora/runtime";
 import { hashFile } from "../files/hash.ts";
 import { componentFile } from "../model/model-folder.ts";
+import type { Profile } from "../records/profile.ts";
 import { type AdapterFactors, factorsOf } from "./adapter-encodings.ts";
 import { readAdapterFile } from "./adapter-file.ts";
-import type { Profile } from "./profile.ts";
 
 /**
  * The factors of the named adapters in an exposed folder, padded to one rank: the largest among them, or the slots' fixed

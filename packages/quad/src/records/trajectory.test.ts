@@ -3,9 +3,9 @@ import { beforeAll, describe, expect, test } from "vitest";
 import { exposedPocket } from "../../../../test/helpers/exposed-pocket.ts";
 import { temporaryFolder } from "../../../../test/helpers/models.ts";
 import { relativeDifference } from "../../../../test/helpers/pictures.ts";
+import { alignBatches, recordTask, shapeOf } from "../calibrate/calibrate.ts";
 import { writeSafetensors } from "../files/safetensors.ts";
-import { openFolder } from "../open.ts";
-import { alignBatches, recordTask, shapeOf } from "./calibrate.ts";
+import { openFolder } from "../model/open-folder.ts";
 import { type ModelCall, readTrajectory, type Trajectory, writeTrajectory } from "./trajectory.ts";
 
 const folder = temporaryFolder();

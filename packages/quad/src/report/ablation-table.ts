@@ -1,4 +1,4 @@
-import type { Ablation, AblationRow, Figures } from "./ablation-file.ts";
+import type { Ablation, AblationRow, Figures } from "../records/ablation.ts";
 
 /** The mean over a row's tasks. */
 export function meanOf({ tasks }: AblationRow, key: "psnr" | "ssim" | "sqnr"): number {

@@ -1,8 +1,8 @@
 import { readdir, readFile, stat } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { z } from "zod";
-import { writeFileAtomically } from "./atomic.ts";
-import { hashFile } from "./hash.ts";
+import { writeFileAtomically } from "../files/atomic.ts";
+import { hashFile } from "../files/hash.ts";
 
 const cacheSchema = z.record(
   z.string(),

@@ -1,8 +1,8 @@
 import { InputError } from "@quad-lora/base";
 import { deadCodeElimination, runPasses, type Value } from "@quad-lora/onnx";
-import { type Profile, pointEncoding } from "../profile/profile.ts";
-import { encodingInputs, type Simulation } from "../simulate/simulation-graph.ts";
-import { CodeNodes } from "./code-nodes.ts";
+import { CodeNodes } from "../quantizable/code-nodes.ts";
+import { type Profile, pointEncoding } from "../records/profile.ts";
+import { encodingInputs, type Simulation } from "./simulation-graph.ts";
 
 /**
  * Gives the simulated graph the profile's encodings for good. Pairs of QuantizeLinear and DequantizeLinear compute the same as

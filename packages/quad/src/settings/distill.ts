@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { patternSchema } from "../profile/policy.ts";
+import { patternSchema } from "./policy.ts";
 
 /** How adapters are tuned to a profile; what is left out has the defaults. */
 export const distillSchema = z.strictObject({

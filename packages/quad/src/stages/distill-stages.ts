@@ -1,10 +1,10 @@
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
-import type { TaskCase } from "../calibrate/trajectory.ts";
 import { type DistillProgress, distillAdapters, recordTeacher } from "../distill/index.ts";
-import type { Profile } from "../profile/profile.ts";
-import type { BuildConfig } from "./config.ts";
-import type { StageResult } from "./stage.ts";
+import type { Profile } from "../records/profile.ts";
+import type { TaskCase } from "../records/trajectory.ts";
+import type { BuildConfig } from "../settings/config.ts";
+import type { StageResult } from "../work/stage.ts";
 
 /** The adapters that a configuration wants tuned to a profile. */
 export function adaptersToDistill(config: Pick<BuildConfig, "adapters" | "distill">, profile: Profile): string[] {
