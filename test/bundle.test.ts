@@ -435,7 +435,7 @@ describe("building again", () => {
     await expect(compileBundle({ ...options, target: "npu" })).rejects.toThrow(
       /another target .*expected npu, got cpu/,
     );
-    await expect(compileBundle({ ...options, out: pocketFolder })).rejects.toThrow(/exists and is no bundle/);
+    await expect(compileBundle({ ...options, out: pocketFolder })).rejects.toThrow(/exists and is not a bundle/);
     const controller = new AbortController();
     const stopped = compileBundle({
       ...options,

@@ -361,7 +361,7 @@ describe("broken models", () => {
     rmSync(path, { recursive: true });
   });
 
-  test("no tokenizer, no index, an index that is no JSON", async () => {
+  test("no tokenizer, no index, an index that is not a JSON", async () => {
     const path = copy("plain", "/tokenizer");
     await refused(["run", path, "--prompt", "crab", "--out", "x.png"], "tokenizer");
     writeFileSync(join(path, "model_index.json"), "{");

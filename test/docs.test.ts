@@ -88,7 +88,7 @@ describe.each(documents)("%s", (document) => {
     const { language, code, marks } = snippet;
     const skipped = marks.has("not run") || (marks.has("slow") && !full);
 
-    test.skipIf(skipped)(code.split("\n")[0]!, { timeout: marks.has("slow") ? slow : 10 * 60_000 }, async () => {
+    test.skipIf(skipped)(code.split("\n")[0], { timeout: marks.has("slow") ? slow : 10 * 60_000 }, async () => {
       const file = marks.get("file");
       if (file) {
         mkdirSync(dirname(join(workspace.folder, file)), { recursive: true });
@@ -121,7 +121,7 @@ async function checkJson(folder: string, code: string, file: string | undefined)
   if (/quad\.config\.json$/.test(path)) await loadConfig(path);
   if (format === undefined) return;
   expect(Object.keys(readers), "the formats that the tests know").toContain(format);
-  await readers[format]!(path);
+  await readers[format](path);
 }
 
 /** What commands are told to write has to be there, and pictures have to show something. */
@@ -143,10 +143,10 @@ function defaultsInTable(mark: string): Record<string, unknown> {
   const rows = text!.slice(0, text!.indexOf("\n\n")).split("\n").slice(2);
   return Object.fromEntries(
     rows.flatMap((row) => {
-      const names = [...row.split("|")[1]!.matchAll(/`(\w+)`/g)].map(([, name]) => name!);
-      const shown = row.split("|")[2]!.trim().replaceAll("`", "");
+      const names = [...row.split("|")[1].matchAll(/`(\w+)`/g)].map(([, name]) => name!);
+      const shown = row.split("|")[2].trim().replaceAll("`", "");
       const values = names.length === 1 ? [shown] : shown.split(", ");
-      return names.map((name, index) => [name, values[index] === "" ? undefined : JSON.parse(values[index]!)]);
+      return names.map((name, index) => [name, values[index] === "" ? undefined : JSON.parse(values[index])]);
     }),
   );
 }

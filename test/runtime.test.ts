@@ -33,11 +33,11 @@ async function taskImages(task: string, name: string) {
 }
 
 async function expectReference(pipeline: Pipeline, task: string, index: number) {
-  const { prompts, guidance, steps } = tasks[task]!;
-  const name = subjects[index]!.replaceAll(" ", "-");
+  const { prompts, guidance, steps } = tasks[task];
+  const name = subjects[index].replaceAll(" ", "-");
   const latents = row(`${task}.start`, index);
   const images = await taskImages(task, name);
-  const result = await pipeline.generate({ prompt: prompts[index]!, guidance, steps, latents, ...images });
+  const result = await pipeline.generate({ prompt: prompts[index], guidance, steps, latents, ...images });
   const expected = await readImage(picture(`${task}-${name}`));
   expect([result.width, result.height]).toEqual([expected.width, expected.height]);
   expect(relativeDifference(result.latents, row(`${task}.latents`, index))).toBeLessThan(1e-4);
@@ -98,7 +98,7 @@ describe("the model as exported", () => {
     const requests = [fast, { ...fast, seed: 2 }, { ...fast, prompt: "tulip plant flower" }];
     const together = await Promise.all(requests.map((request) => pipeline.generate(request)));
     for (const [index, request] of requests.entries()) {
-      expect((await pipeline.generate(request)).latents).toEqual(together[index]!.latents);
+      expect((await pipeline.generate(request)).latents).toEqual(together[index].latents);
     }
   });
 
@@ -136,7 +136,7 @@ describe("the model as exported", () => {
     const { latents } = await pipeline.generate({ ...fast, prompt, image, mask, steps: 12, scheduler });
     const expected = row("inpaint.latents", 0);
     const energy = (values: Float32Array) => values.reduce((sum, value) => sum + value * value, 0) / values.length;
-    expect(energy(latents.map((value, index) => value - expected[index]!)) / energy(expected)).toBeLessThan(0.5);
+    expect(energy(latents.map((value, index) => value - expected[index])) / energy(expected)).toBeLessThan(0.5);
   });
 
   test("aborting stops before the next step", async () => {
@@ -209,7 +209,7 @@ describe.each(["dynamic", "fixed"] as const)("the model with adapter inputs of %
   });
   afterAll(() => pipeline?.dispose());
 
-  test.each(["flat", "sketch", "erase", "base"].map((task, index) => ({ task, subject: subjects[index]!, index })))(
+  test.each(["flat", "sketch", "erase", "base"].map((task, index) => ({ task, subject: subjects[index], index })))(
     "equals PyTorch and diffusers: $task, $subject",
     async ({ task, index }) => {
       await pipeline.use(task);

@@ -103,10 +103,10 @@ async function compare(folder: string, runs: PageRun[], least = 45) {
   const [page, node] = [await inBrowser(folder, runs), await inNode(folder, runs)];
   expect(page.pictures.length).toBe(runs.length);
   runs.forEach((_, index) => {
-    expect(psnr(page.pictures[index]!, node[index]!)).toBeGreaterThanOrEqual(least);
+    expect(psnr(page.pictures[index], node[index])).toBeGreaterThanOrEqual(least);
   });
   // Different requests must not give the same picture: nothing above would notice.
-  for (let i = 1; i < runs.length; i++) expect(psnr(node[i]!, node[i - 1]!)).toBeLessThan(30);
+  for (let i = 1; i < runs.length; i++) expect(psnr(node[i], node[i - 1])).toBeLessThan(30);
   expect(page.sessionsWhileRunning).toBe(0);
   return page;
 }
@@ -157,13 +157,13 @@ describe("Chromium makes the pictures that Node makes", { timeout: 300_000 }, ()
       const page = await compare(out, runs, 30);
       const [exact, node] = [await inNode(join(stages.expose!.folder, "exposed"), runs), await inNode(out, runs)];
       runs.forEach((_, index) => {
-        const [here, there] = [page.pictures[index]!, node[index]!].map((picture) => psnr(picture, exact[index]!));
+        const [here, there] = [page.pictures[index], node[index]].map((picture) => psnr(picture, exact[index]));
         expect(here).toBeGreaterThan(there! - 2);
       });
       expect(page.tasks).toEqual(["base", "flat", "sketch"]);
       const path = join(out, "unet/model.onnx");
       const bytes = await readFile(path);
-      bytes[bytes.length >> 1]! ^= 1;
+      bytes[bytes.length >> 1] ^= 1;
       await writeFile(path, bytes);
       await expect(inBrowser(out, [])).rejects.toThrow(/model.onnx: is not the file that the manifest describes/);
     },

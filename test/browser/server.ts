@@ -17,7 +17,7 @@ export async function serveFolders(folders: Record<string, string>) {
   const server = createServer(async (request, response) => {
     const path = decodeURIComponent(new URL(request.url ?? "/", "http://localhost").pathname);
     const prefix = Object.keys(folders).find((start) => path.startsWith(start));
-    const file = prefix && join(folders[prefix]!, normalize(`/${path.slice(prefix.length)}`));
+    const file = prefix && join(folders[prefix], normalize(`/${path.slice(prefix.length)}`));
     const found = file ? await stat(file).catch(() => undefined) : undefined;
     if (!file || !found?.isFile()) {
       response.writeHead(404).end();

@@ -20,19 +20,19 @@ export function findSnippets(text: string): Snippet[] {
   const lines = text.split("\n");
   let marks = new Map<string, string>();
   for (let index = 0; index < lines.length; index++) {
-    const mark = /^<!-- ([\w ]+): (.+) -->$/.exec(lines[index]!);
-    const fence = /^( *)(```+)(\w*)$/.exec(lines[index]!);
-    if (mark) marks.set(mark[1]!, mark[2]!);
+    const mark = /^<!-- ([\w ]+): (.+) -->$/.exec(lines[index]);
+    const fence = /^( *)(```+)(\w*)$/.exec(lines[index]);
+    if (mark) marks.set(mark[1], mark[2]);
     else if (fence) {
       const start = index + 1;
-      const end = lines.indexOf(fence[1]! + fence[2]!, start);
+      const end = lines.indexOf(fence[1] + fence[2], start);
       if (end < 0) throw new Error(`the code block at line ${start} does not end`);
-      const indent = fence[1]!.length;
+      const indent = fence[1].length;
       const code = lines.slice(start, end).map((line) => line.slice(indent));
-      snippets.push({ line: start + 1, language: fence[3]!, code: `${code.join("\n")}\n`, marks });
+      snippets.push({ line: start + 1, language: fence[3], code: `${code.join("\n")}\n`, marks });
       marks = new Map();
       index = end;
-    } else if (lines[index]!.trim() !== "") marks = new Map();
+    } else if (lines[index].trim() !== "") marks = new Map();
   }
   return snippets;
 }

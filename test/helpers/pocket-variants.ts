@@ -39,7 +39,7 @@ export async function pocketVariant(variant: Variant): Promise<string> {
   if (variant === "float16") {
     setInput(unet, "sample", "float16", ["batch", 9, "height", "width"]);
     setInput(unet, "encoder_hidden_states", "float16", ["batch", 16, 96]);
-    const output = unet.graph.outputs[0]!;
+    const output = unet.graph.outputs[0];
     const half = unet.graph.apply("Cast", [output], { attributes: { to: dataTypes.float16.code } });
     half.type = tensorType("float16", ["batch", 4, "height", "width"]);
     unet.graph.replace(output, half, half.producer!);

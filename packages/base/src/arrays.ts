@@ -4,8 +4,8 @@ export type NumberArray = Float32Array | Uint16Array | Int8Array | Int16Array;
 /**
  * Resizes one axis of a row-major tensor: cuts its end off, or pads it with zeros. The same array when nothing changes.
  *
- * @param values of shape `dims`
- * @param size wanted along `axis`
+ * @param values - of shape `dims`
+ * @param size - wanted along `axis`
  */
 export function sliceAlong<Values extends NumberArray>(
   values: Values,
@@ -13,7 +13,7 @@ export function sliceAlong<Values extends NumberArray>(
   axis: number,
   size: number,
 ): Values {
-  const current = dims[axis]!;
+  const current = dims[axis];
   if (current === size) return values;
   const inner = product(dims.slice(axis + 1));
   const outer = product(dims.slice(0, axis));
@@ -29,8 +29,8 @@ export function sliceAlong<Values extends NumberArray>(
 /**
  * Joins row-major tensors along one axis.
  *
- * @param parts each of shape `dims`, except for its length along `axis`, which follows from its size
- * @param dims the common shape; the entry at `axis` is not read
+ * @param parts - each of shape `dims`, except for its length along `axis`, which follows from its size
+ * @param dims - the common shape; the entry at `axis` is not read
  */
 export function concatenateAlong<Values extends NumberArray>(
   parts: readonly Values[],
@@ -39,7 +39,7 @@ export function concatenateAlong<Values extends NumberArray>(
 ): Values {
   const outer = product(dims.slice(0, axis));
   const result = like(
-    parts[0]!,
+    parts[0],
     parts.reduce((sum, part) => sum + part.length, 0),
   );
   let at = 0;

@@ -15,17 +15,17 @@ import {
 function nearest(values: readonly number[], spacingAtTop: number, value: number): number {
   const magnitude = Math.abs(value);
   const top = values.length - 1;
-  if (magnitude >= values[top]! + spacingAtTop / 2) return values.length;
+  if (magnitude >= values[top] + spacingAtTop / 2) return values.length;
   let low = 0;
   let high = top;
   while (low < high) {
     const middle = Math.ceil((low + high) / 2);
-    if (values[middle]! <= magnitude) low = middle;
+    if (values[middle] <= magnitude) low = middle;
     else high = middle - 1;
   }
   if (low === top) return low;
-  const below = magnitude - values[low]!;
-  const above = values[low + 1]! - magnitude;
+  const below = magnitude - values[low];
+  const above = values[low + 1] - magnitude;
   return below < above || (below === above && low % 2 === 0) ? low : low + 1;
 }
 
@@ -36,7 +36,7 @@ const float32 = fc.oneof(
   // Midpoints between neighbours in either format, and their neighbours in float32.
   fc.tuple(fc.nat(0xffffffff), fc.constantFrom(-1, 0, 1), fc.constantFrom(12, 15)).map(([seed, nudge, shift]) => {
     const bits = ((seed & ~((1 << (shift + 1)) - 1)) | (1 << shift)) + nudge;
-    return new Float32Array(new Uint32Array([bits]).buffer)[0]!;
+    return new Float32Array(new Uint32Array([bits]).buffer)[0];
   }),
 );
 const options = { seed: 7, numRuns: 5000 };
@@ -77,7 +77,7 @@ describe("float16", () => {
     for (let i = 0; i < bits.length; i++) {
       if ((i & 0x7fff) > 0x7c00) expect(float16BitsToFloat32(i)).toBeNaN();
       else if (back[i] !== i) expect.fail(`pattern ${i} became ${back[i]}`);
-      if ((i & 0x7fff) > 0x7c00 && (back[i]! & 0x7fff) <= 0x7c00) expect.fail(`NaN ${i} became ${back[i]}`);
+      if ((i & 0x7fff) > 0x7c00 && (back[i] & 0x7fff) <= 0x7c00) expect.fail(`NaN ${i} became ${back[i]}`);
       if (i < 0x7c00 && float16BitsToFloat32(i) !== finite[i]) expect.fail(`pattern ${i} decodes wrongly`);
     }
   });
@@ -109,7 +109,7 @@ describe("bfloat16", () => {
     const back = encodeBfloat16(values);
     for (let i = 0; i < bits.length; i++) {
       const isNaNPattern = (i & 0x7fff) > 0x7f80;
-      if (isNaNPattern ? !Number.isNaN(values[i]!) || (back[i]! & 0x7fff) <= 0x7f80 : back[i] !== i)
+      if (isNaNPattern ? !Number.isNaN(values[i]) || (back[i] & 0x7fff) <= 0x7f80 : back[i] !== i)
         expect.fail(`pattern ${i} became ${back[i]}`);
       if (i < 0x7f80 && (values[i] !== finite[i] || bfloat16BitsToFloat32(i) !== finite[i]))
         expect.fail(`pattern ${i} decodes wrongly`);

@@ -26,13 +26,13 @@ function float16Values(): Float32Array {
 
 /** Value of the binary16 number with these 16 bits. */
 export function float16BitsToFloat32(bits: number): number {
-  return float16Values()[bits & 0xffff]!;
+  return float16Values()[bits & 0xffff];
 }
 
 /** Bits of the binary16 number nearest to `value` (taken as float32); magnitudes of 65520 and more become infinite. */
 export function float32ToFloat16Bits(value: number): number {
   scratchFloat[0] = value;
-  const bits = scratchBits[0]!;
+  const bits = scratchBits[0];
   const sign = (bits >>> 16) & 0x8000;
   const magnitude = bits & 0x7fffffff;
   if (magnitude >= 0x47800000) return sign | (magnitude > 0x7f800000 ? 0x7e00 : 0x7c00);
@@ -40,8 +40,8 @@ export function float32ToFloat16Bits(value: number): number {
     // Below 2^-14 halves are multiples of 2^-24, which is the spacing of float32 in [0.5, 1):
     // storing 0.5 + |value| as float32 rounds to that grid, ties to even, and leaves the result in the low bits.
     scratchBits[0] = magnitude;
-    scratchFloat[0] = scratchFloat[0]! + 0.5;
-    return sign | (scratchBits[0]! - 0x3f000000);
+    scratchFloat[0] = scratchFloat[0] + 0.5;
+    return sign | (scratchBits[0] - 0x3f000000);
   }
   const rounded = magnitude + 0xfff + ((magnitude >>> 13) & 1);
   return sign | ((rounded - 0x38000000) >>> 13);
@@ -50,13 +50,13 @@ export function float32ToFloat16Bits(value: number): number {
 /** Value of the bfloat16 number with these 16 bits: the upper half of a float32. */
 export function bfloat16BitsToFloat32(bits: number): number {
   scratchBits[0] = (bits & 0xffff) << 16;
-  return scratchFloat[0]!;
+  return scratchFloat[0];
 }
 
 /** Bits of the bfloat16 number nearest to `value` (taken as float32). */
 export function float32ToBfloat16Bits(value: number): number {
   scratchFloat[0] = value;
-  const bits = scratchBits[0]!;
+  const bits = scratchBits[0];
   if ((bits & 0x7fffffff) > 0x7f800000) return ((bits >>> 16) & 0x8000) | 0x7fc0;
   return ((bits + 0x7fff + ((bits >>> 16) & 1)) >>> 16) & 0xffff;
 }
@@ -65,27 +65,27 @@ export function float32ToBfloat16Bits(value: number): number {
 export function decodeFloat16(bits: Uint16Array): Float32Array<ArrayBuffer> {
   const table = float16Values();
   const values = new Float32Array(bits.length);
-  for (let i = 0; i < bits.length; i++) values[i] = table[bits[i]!]!;
+  for (let i = 0; i < bits.length; i++) values[i] = table[bits[i]];
   return values;
 }
 
 /** Encodes into binary16 bits, a new array. */
 export function encodeFloat16(values: Float32Array): Uint16Array<ArrayBuffer> {
   const bits = new Uint16Array(values.length);
-  for (let i = 0; i < values.length; i++) bits[i] = float32ToFloat16Bits(values[i]!);
+  for (let i = 0; i < values.length; i++) bits[i] = float32ToFloat16Bits(values[i]);
   return bits;
 }
 
 /** Decodes bfloat16 bits into a new array. */
 export function decodeBfloat16(bits: Uint16Array): Float32Array<ArrayBuffer> {
   const words = new Uint32Array(bits.length);
-  for (let i = 0; i < bits.length; i++) words[i] = bits[i]! << 16;
+  for (let i = 0; i < bits.length; i++) words[i] = bits[i] << 16;
   return new Float32Array(words.buffer);
 }
 
 /** Encodes into bfloat16 bits, a new array. */
 export function encodeBfloat16(values: Float32Array): Uint16Array<ArrayBuffer> {
   const bits = new Uint16Array(values.length);
-  for (let i = 0; i < values.length; i++) bits[i] = float32ToBfloat16Bits(values[i]!);
+  for (let i = 0; i < values.length; i++) bits[i] = float32ToBfloat16Bits(values[i]);
   return bits;
 }

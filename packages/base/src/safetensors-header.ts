@@ -63,7 +63,7 @@ const entrySchema = z.object({
 });
 const metadataSchema = z.record(z.string(), z.string());
 
-/** Bytes a tensor takes, or undefined where that is no whole or no safe number. */
+/** Bytes a tensor takes, or undefined where that is not a whole number, or not a safe one. */
 export function byteLengthOf(dtype: SafetensorsDtype, shape: readonly number[]): number | undefined {
   const bits = shape.reduce((product, size) => product * size, bitsPerElement[dtype]);
   return Number.isSafeInteger(bits) && bits % 8 === 0 ? bits / 8 : undefined;
@@ -80,7 +80,7 @@ export function readSafetensorsHeaderLength(start: Uint8Array, fileSize: number,
       file,
       expected: "at least 8 bytes",
       got: `${Math.min(start.length, fileSize)} bytes`,
-      fix: "Download or export the file again",
+      fix: "Download or export the file again.",
     });
   const length = new DataView(start.buffer, start.byteOffset, 8).getBigUint64(0, true);
   if (length > BigInt(maximumHeaderLength) || length > BigInt(fileSize - 8))
@@ -89,14 +89,14 @@ export function readSafetensorsHeaderLength(start: Uint8Array, fileSize: number,
       file,
       expected: `at most ${Math.min(maximumHeaderLength, fileSize - 8)} bytes`,
       got: `${length} bytes`,
-      fix: "Check that it is a .safetensors file (no .ckpt, .pt or web page), or download it again",
+      fix: "Check that it is a .safetensors file (no .ckpt, .pt or web page), or download it again.",
     });
   return Number(length);
 }
 
 /**
  * Checks the JSON header of a file of `fileSize` bytes.
- * @param header The header's bytes, without the 8 bytes of its length.
+ * @param header - The header's bytes, without the 8 bytes of its length.
  * @throws InputError for anything the format does not allow: no JSON, duplicate keys, unknown dtypes, offsets that
  * overlap, leave gaps or exceed the file, lengths that do not match dtype and shape.
  */
@@ -125,7 +125,7 @@ export function parseSafetensorsHeader(header: Uint8Array, fileSize: number, fil
         where,
         expected: `offsets within ${dataLength} bytes of data`,
         got,
-        fix: "Download or export the file again",
+        fix: "Download or export the file again.",
       });
     if (begin !== position)
       throw new InputError({
@@ -154,9 +154,9 @@ function parseHeaderJson(header: Uint8Array, file: string): Record<string, unkno
     text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(header);
     json = JSON.parse(text);
   } catch {
-    throw new InputError({ what: "the header is not JSON", file, fix: "Check that it is a safetensors file" });
+    throw new InputError({ what: "the header is not JSON", file, fix: "Check that it is a safetensors file." });
   }
-  if (header[0] !== 0x7b) throw new InputError({ what: "the header is no JSON object", file });
+  if (header[0] !== 0x7b) throw new InputError({ what: "the header is not a JSON object", file });
   const duplicate = findDuplicateKey(text);
   if (duplicate !== undefined) throw new InputError({ what: "the header names a key twice", file, where: duplicate });
   return json as Record<string, unknown>;
@@ -174,7 +174,7 @@ function findDuplicateKey(json: string): string | undefined {
       const start = i;
       for (i++; json[i] !== '"'; i++) if (json[i] === "\\") i++;
       let next = i + 1;
-      while (next < json.length && " \t\r\n".includes(json[next]!)) next++;
+      while (next < json.length && " \t\r\n".includes(json[next])) next++;
       if (json[next] !== ":") continue;
       const key = JSON.parse(json.slice(start, i + 1)) as string;
       const keys = keysInScope.at(-1)!;
@@ -188,7 +188,7 @@ function findDuplicateKey(json: string): string | undefined {
 function parseEntry(name: string, value: unknown, file: string): SafetensorsEntry {
   const parsed = entrySchema.safeParse(value);
   if (!parsed.success) {
-    const issue = parsed.error.issues[0]!;
+    const issue = parsed.error.issues[0];
     const what = `bad header entry: ${issue.path.join(".") || "value"}: ${issue.message}`;
     throw new InputError({ what, file, where: name, expected: "dtype, shape and data_offsets" });
   }
@@ -225,7 +225,7 @@ export function serializeSafetensorsHeader(
     names.add(name);
     const length = byteLengthOf(dtype, shape);
     if (length === undefined)
-      throw new InputError({ what: `${dtype} [${shape.join(", ")}] is no whole number of bytes`, where: name });
+      throw new InputError({ what: `${dtype} [${shape.join(", ")}] is not a whole number of bytes`, where: name });
     members.push(
       `${JSON.stringify(name)}:${JSON.stringify({ dtype, shape, data_offsets: [position, position + length] })}`,
     );

@@ -36,7 +36,7 @@ describe("parseSafetensors refuses", () => {
     ["a header longer than the file", fileOf("{}", 0, 1000), /longer than the file.*got 1000 bytes/],
     ["a header length beyond all bounds", new Uint8Array(64).fill(255), /longer than the file/],
     ["no JSON", fileOf("{not json", 0), /not JSON/],
-    ["bytes that are no UTF-8", fileOf("{}", 0).map((byte, i) => (i === 8 ? 0xff : byte)), /not JSON/],
+    ["bytes that are not UTF-8", fileOf("{}", 0).map((byte, i) => (i === 8 ? 0xff : byte)), /not JSON/],
     ["a JSON array", fileOf("[]", 0), /no JSON object/],
     ["a header that starts with a space", fileOf(" {}", 0), /no JSON object/],
     ["an unknown dtype", fileOf({ a: entry("F17", [1], 0, 4) }, 4), /a: bad header entry: dtype: unknown dtype "F17"/],

@@ -46,7 +46,7 @@ export interface SafetensorsInput {
 
 /**
  * Parses a whole file in memory. Tensors are views of `bytes`: nothing is copied.
- * @param file Name for error messages.
+ * @param file - Name for error messages.
  * @throws InputError for every malformed file, see {@link parseSafetensorsHeader}.
  */
 export function parseSafetensors(bytes: Uint8Array, file: string): SafetensorsFile {
@@ -166,7 +166,7 @@ export function toFloat32(tensor: SafetensorsTensor, file?: string): Float32Arra
         where: tensor.name,
         expected: "F32, F16, BF16, F64 or integers",
         got: tensor.dtype,
-        fix: "Convert the file to F16 or F32",
+        fix: "Convert the file to F16 or F32.",
       });
   }
 }

@@ -30,7 +30,7 @@ export interface AdapterFile {
 /**
  * Reads and checks an adapter for the given graph inputs. Floats become the graph's float type; codes stay as they are.
  *
- * @param inputs A and B of each slot in turn
+ * @param inputs - A and B of each slot in turn
  * @throws InputError when tensors are unknown or halved, or shapes, element types or the bundle do not fit
  */
 export function readAdapterFile(
@@ -51,7 +51,7 @@ export function readAdapterFile(
         what: "the graphs have no such adapter input",
         file,
         where: name,
-        fix: "The adapter was prepared for another exposed model: run quad expose with it again",
+        fix: "The adapter was prepared for another exposed model: run quad expose with it again.",
       });
     }
     rank ??= tensor.shape[input.rankAxis] ?? 0;
@@ -69,7 +69,7 @@ export function readAdapterFile(
   }
   if (!rank) throw new InputError({ what: "the file holds no adapter tensors", file });
   for (let index = 0; index < inputs.length; index += 2) {
-    const [a, b] = [inputs[index]!.name, inputs[index + 1]!.name];
+    const [a, b] = [inputs[index].name, inputs[index + 1].name];
     if (tensors.has(a) === tensors.has(b)) continue;
     throw new InputError({ what: "one half of a slot is missing", file, where: tensors.has(a) ? b : a });
   }
@@ -89,7 +89,7 @@ function convert(tensor: SafetensorsTensor, { type }: AdapterInput, file: string
       where: tensor.name,
       expected: codeTypes[type],
       got: tensor.dtype,
-      fix: "Encode the LoRA for this bundle: run quad add",
+      fix: "Encode the LoRA for this bundle: run quad add.",
     });
   }
   if (/^[IU]\d+$/.test(tensor.dtype)) {
@@ -99,7 +99,7 @@ function convert(tensor: SafetensorsTensor, { type }: AdapterInput, file: string
       where: tensor.name,
       expected: "F32, F16 or BF16",
       got: tensor.dtype,
-      fix: "Use it with its bundle, or run quad expose with the original LoRA",
+      fix: "Use it with its bundle, or run quad expose with the original LoRA.",
     });
   }
   const values = toFloat32(tensor, file);
@@ -119,7 +119,7 @@ function refuseOtherBundle(metadata: Readonly<Record<string, string>>, identity:
       where: adapterMetadata[key],
       expected: identity[key],
       got,
-      fix: "Encode the original LoRA for this bundle: run quad add",
+      fix: "Encode the original LoRA for this bundle: run quad add.",
     });
   }
 }
@@ -132,7 +132,7 @@ function requireIdentity(metadata: Readonly<Record<string, string>>, file: strin
       what: "the adapter does not say which bundle it was encoded for",
       file,
       where: key,
-      fix: "Encode the original LoRA for this bundle: run quad add",
+      fix: "Encode the original LoRA for this bundle: run quad add.",
     });
   }
 }

@@ -18,7 +18,7 @@ export interface AdapterInput {
 /**
  * The adapter inputs of one component, A and B of each slot in turn.
  *
- * @param file of the slots, for messages
+ * @param file - of the slots, for messages
  * @throws InputError when the graph lacks an input, or has it with an element type that adapters cannot have or that the
  *   slots contradict
  */
@@ -45,7 +45,7 @@ export function adapterInputs(
           where: name,
           expected: layout.elementType ?? "float32, float16, int8 or int16",
           got: type,
-          fix: "The slots and the graph belong to different folders: copy or make the folder again",
+          fix: "The slots and the graph belong to different folders: copy or make the folder again.",
         });
       }
       inputs.push({ name, type, shape, rankAxis });

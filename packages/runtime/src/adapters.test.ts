@@ -73,7 +73,7 @@ function adapterBytes(rank: number, seed: number, keep = (_name: string) => true
 }
 
 function values(feeds: AdapterFeeds, name: string): { data: number[]; dims: readonly number[] } {
-  const tensor = feeds.get("unet")![name]!;
+  const tensor = feeds.get("unet")![name];
   return { data: [...(tensor.data as Float32Array)], dims: tensor.dims };
 }
 
@@ -91,7 +91,7 @@ function change(feeds: AdapterFeeds): number[] {
     for (let o = 0; o < outFeatures; o++) {
       let sum = 0;
       for (let r = 0; r < rank; r++)
-        sum += linearA.data[i * rank + r]! * strength[r]! * linearB.data[r * outFeatures + o]!;
+        sum += linearA.data[i * rank + r] * strength[r] * linearB.data[r * outFeatures + o];
       result.push(sum);
     }
   }
@@ -104,7 +104,7 @@ function change(feeds: AdapterFeeds): number[] {
   for (let o = 0; o < outFeatures; o++) {
     for (let tap = 0; tap < taps; tap++) {
       let sum = 0;
-      for (let r = 0; r < rank; r++) sum += convA.data[r * taps + tap]! * strength[r]! * convB.data[o * rank + r]!;
+      for (let r = 0; r < rank; r++) sum += convA.data[r * taps + tap] * strength[r] * convB.data[o * rank + r];
       result.push(sum);
     }
   }
@@ -139,7 +139,7 @@ describe.each(ranks)("%s", (_, rank) => {
             ]),
           ),
         );
-        expect(blend).toEqual(a.map((value, index) => s * value + t * b[index]! + 0));
+        expect(blend).toEqual(a.map((value, index) => s * value + t * b[index] + 0));
       }),
     );
   });
@@ -184,7 +184,7 @@ describe.each(ranks)("%s", (_, rank) => {
     }
     const selection = new Map(Object.entries({ a: 1, b: -2 }));
     for (const name of ["linear.A", "conv.B", "strength"]) {
-      const tensor = half.select(selection).get("unet")![name]!;
+      const tensor = half.select(selection).get("unet")![name];
       expect(tensor.type).toBe("float16");
       // 1, 2 and 3 in binary16 are 0x3c00, 0x4000 and 0x4200.
       const bits = new Uint16Array((tensor.data as Uint16Array).buffer);
@@ -220,7 +220,7 @@ describe.each([
     const tensor = (name: string, shape: number[]): SafetensorsInput => {
       const length = shape.reduce((a, b) => a * b, 1);
       const data = new array(length);
-      for (let i = 0; i < length; i++) data[i] = [largest, -largest, 0, seed, i][i % 5]!;
+      for (let i = 0; i < length; i++) data[i] = [largest, -largest, 0, seed, i][i % 5];
       return { name, dtype, shape, data };
     };
     const tensors = [
@@ -242,7 +242,7 @@ describe.each([
     adapters.add("a", codes(2, 5), "a");
     adapters.add("b", codes(3, 7), "b");
     const feeds = adapters.select(new Map([["a", 0.5]]));
-    const tensor = feeds.get("unet")!["linear.A"]!;
+    const tensor = feeds.get("unet")!["linear.A"];
     expect([tensor.type, tensor.dims]).toEqual([type, [3, 2]]);
     expect(tensor.data).toEqual(array.of(largest, -largest, 0, 5, 4, largest));
     expect(values(feeds, "strength").data).toEqual([0.5, 0.5]);
@@ -257,7 +257,7 @@ describe.each([
       adapters.add("b", codes(3, 7), "b");
       const [a, b] = ["a", "b"].map((name) => change(adapters.select(new Map([[name, 1]]))));
       const blend = change(adapters.select(new Map(Object.entries({ a: 0.25, b: -2 }))));
-      expect(blend).toEqual(a!.map((value, index) => 0.25 * value - 2 * b![index]! + 0));
+      expect(blend).toEqual(a!.map((value, index) => 0.25 * value - 2 * b![index] + 0));
       expect(change(adapters.select(new Map())).every((value) => value === 0)).toBe(true);
     }
   });
@@ -271,7 +271,7 @@ describe.each([
     );
     const feeds = adapters.select(new Map([["a", 1]]));
     expect(values(feeds, "linear.A")).toEqual({ data: new Array(12).fill(0), dims: [3, 4] });
-    expect(feeds.get("unet")!["linear.A"]!.type).toBe(type);
+    expect(feeds.get("unet")!["linear.A"].type).toBe(type);
     expect(values(feeds, "conv.B").data).toEqual([largest, -largest, 0, 0, 0, 5, 0, 0]);
   });
 
@@ -329,7 +329,7 @@ describe("errors", () => {
     expect(add).toThrow(message);
   });
 
-  test("refuses blends beyond a fixed rank, unknown names and strengths that are no numbers", () => {
+  test("refuses blends beyond a fixed rank, unknown names and strengths that are not numbers", () => {
     const bank = bankOf(fixed);
     bank.add("a", adapterBytes(3, 1), "a");
     bank.add("b", adapterBytes(2, 2), "b");

@@ -41,9 +41,9 @@ export class AdapterBank {
   #zeros = new ArrayBuffer(0);
 
   /**
-   * @param components the opened graphs that `slots` speaks of
-   * @param file of the slots, for messages
-   * @param identity of the bundle the graphs belong to: adapters made for another one are then refused
+   * @param components - the opened graphs that `slots` speaks of
+   * @param file - of the slots, for messages
+   * @param identity - of the bundle the graphs belong to: adapters made for another one are then refused
    * @throws InputError when the graphs have not the inputs that the slots name
    */
   constructor(
@@ -99,7 +99,7 @@ export class AdapterBank {
         file,
         expected: `at most ${tensorRank}`,
         got: String(rank),
-        fix: `Expose the model with rank ${rank} or more`,
+        fix: `Expose the model with rank ${rank} or more.`,
       });
     }
     const complete = new Map<string, Tensor>();
@@ -120,12 +120,12 @@ export class AdapterBank {
   /**
    * The tensors of a selection. Nothing is copied unless several adapters are blended for the first time in a row.
    *
-   * @throws InputError for a name that was not added, a strength that is no finite number, or more ranks than the graph takes
+   * @throws InputError for a name that was not added, a strength that is not a finite number, or more ranks than the graph takes
    */
   select(strengths: Strengths): AdapterFeeds {
     for (const [name, strength] of strengths) {
       if (Number.isFinite(strength)) continue;
-      throw new InputError({ what: `the strength of adapter ${name} is no finite number`, got: String(strength) });
+      throw new InputError({ what: `the strength of adapter ${name} is not a finite number`, got: String(strength) });
     }
     const names = [...strengths.keys()].filter((name) => strengths.get(name) !== 0).sort();
     const stack = this.#stack(names);
@@ -133,7 +133,7 @@ export class AdapterBank {
     const factors = new Float32Array(this.#fixedRank ?? total);
     let at = 0;
     stack.ranks.forEach((rank, index) => {
-      factors.fill(strengths.get(names[index]!)!, at, at + rank);
+      factors.fill(strengths.get(names[index])!, at, at + rank);
       at += rank;
     });
     const feeds = new Map<string, Record<string, Tensor>>();
@@ -158,7 +158,7 @@ export class AdapterBank {
     });
     if (members.length === 1) {
       this.#blend = undefined;
-      return members[0]!;
+      return members[0];
     }
     const key = names.join("\n");
     if (this.#blend?.key !== key) this.#blend = { key, stack: this.#concatenate(members, names) };
@@ -166,13 +166,13 @@ export class AdapterBank {
   }
 
   #concatenate(members: readonly Stack[], names: readonly string[]): Stack {
-    const ranks = members.map((member) => member.ranks[0]!);
+    const ranks = members.map((member) => member.ranks[0]);
     const sum = ranks.reduce((total, rank) => total + rank, 0);
     if (this.#fixedRank !== undefined && sum > this.#fixedRank) {
       throw new InputError({
         what: `the graph takes rank ${this.#fixedRank}, and a blend needs the sum of its members`,
         got: names.map((name, index) => `${name} ${ranks[index]}`).join(" + "),
-        fix: "Blend fewer adapters, or expose the model with a larger or dynamic rank",
+        fix: "Blend fewer adapters, or expose the model with a larger or dynamic rank.",
       });
     }
     const rank = this.#fixedRank ?? sum;
@@ -180,7 +180,7 @@ export class AdapterBank {
     for (const { name, shape, rankAxis, type } of this.#inputs) {
       const parts = members.map((member, index) => {
         const tensor = tensorData(member.tensors.get(name)!);
-        return sliceAlong(tensor.data as NumberArray, tensor.dims, rankAxis, ranks[index]!);
+        return sliceAlong(tensor.data as NumberArray, tensor.dims, rankAxis, ranks[index]);
       });
       const joined = concatenateAlong(parts, concrete(shape, 1), rankAxis);
       const data = sliceAlong(joined, concrete(shape, sum), rankAxis, rank);

@@ -73,7 +73,7 @@ export class Autoencoder {
     const unscaled = latents.map((value) => value / this.config.scaling_factor);
     const dims = [1, this.latentChannels, height / this.factor, width / this.factor];
     const outputs = await this.decoder.run({ [port.name]: floatTensor(this.#ort, port.type, unscaled, dims) });
-    const sample = outputs.sample ?? Object.values(outputs)[0]!;
+    const sample = outputs.sample ?? Object.values(outputs)[0];
     return planesToImage(floatsOf(sample), width, height);
   }
 
@@ -89,7 +89,7 @@ export class Autoencoder {
       [port.name]: floatTensor(this.#ort, port.type, planes, [1, 3, height, width]),
     });
     // Optimum gives mean and log-variance side by side; older exports give latents, already sampled or the mean.
-    const output = outputs.latent_parameters ?? outputs.latent_sample ?? Object.values(outputs)[0]!;
+    const output = outputs.latent_parameters ?? outputs.latent_sample ?? Object.values(outputs)[0];
     const channels = output.dims[1];
     if (channels !== this.latentChannels && channels !== 2 * this.latentChannels) {
       throw new InputError({
@@ -99,7 +99,7 @@ export class Autoencoder {
         got: String(channels),
       });
     }
-    const size = this.latentChannels * output.dims[2]! * output.dims[3]!;
+    const size = this.latentChannels * output.dims[2] * output.dims[3];
     return floatsOf(output)
       .slice(0, size)
       .map((value) => value * this.config.scaling_factor);

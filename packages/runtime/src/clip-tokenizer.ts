@@ -5,9 +5,9 @@ import { InputError } from "@quad-lora/base";
  * Lower case, words end in `</w>`, prompts between `<|startoftext|>` and `<|endoftext|>` (Radford et al., 2021,
  * https://github.com/openai/CLIP, simple_tokenizer.py).
  *
- * @param vocabulary `vocab.json`: token to number
- * @param merges `merges.txt`: a version line, then one pair a line, most frequent first
- * @param file for messages
+ * @param vocabulary - `vocab.json`: token to number
+ * @param merges - `merges.txt`: a version line, then one pair a line, most frequent first
+ * @param file - for messages
  * @throws InputError when CLIP's start and end tokens are not in the vocabulary
  */
 export function clipTokenizer(vocabulary: Record<string, number>, merges: string, file: string): object {
@@ -19,7 +19,7 @@ export function clipTokenizer(vocabulary: Record<string, number>, merges: string
       what: "this is not CLIP's vocabulary",
       file,
       expected: `a token ${token}`,
-      fix: "Save the tokenizer as tokenizer.json with transformers",
+      fix: "Save the tokenizer as tokenizer.json with transformers.",
     });
   }
   const added = [start, end].map((content) => ({

@@ -21,7 +21,7 @@ export function pixelsPerLatent({ block_out_channels }: VaeConfig): number {
 /**
  * The size that a model draws when nothing says otherwise: a graph's fixed one, else the one that its UNet was trained with.
  *
- * @param sampleShape shape of the UNet's input `sample`, `[batch, channels, height, width]`; unknown lengths are no numbers
+ * @param sampleShape - shape of the UNet's input `sample`, `[batch, channels, height, width]`; unknown lengths are not numbers
  * @throws InputError when a configuration is broken
  */
 export async function readDefaultSize(files: FolderFiles, sampleShape: readonly unknown[]): Promise<PictureSize> {

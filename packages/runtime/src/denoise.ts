@@ -86,7 +86,7 @@ export async function denoise(inputs: DenoiseInputs): Promise<void> {
   const states = Array.from({ length: runs }, (_, run) => {
     const input = new FloatInput(ort, statesPort, [batch, prompt.tokens, prompt.width]);
     for (let row = 0; row < batch; row++) {
-      const { values } = rows[(run * batch + row) % rows.length]!;
+      const { values } = rows[(run * batch + row) % rows.length];
       if (values.length !== prompt.values.length) throw new Error("prompt encodings differ in size");
       input.values.set(values, row * values.length);
     }
@@ -111,16 +111,16 @@ export async function denoise(inputs: DenoiseInputs): Promise<void> {
     scheduler.scaleModelInput(latents, index, scaled);
     for (let row = 0; row < batch; row++) sample.values.set(scaled, row * rowSize);
     sample.commit();
-    timestep.set(scheduler.timesteps[index]!);
+    timestep.set(scheduler.timesteps[index]);
     for (let run = 0; run < runs; run++) {
-      feeds[statesPort.name] = states[run]!;
+      feeds[statesPort.name] = states[run];
       const outputs = await unet.run(feeds);
-      const output = outputs.out_sample ?? Object.values(outputs)[0]!;
+      const output = outputs.out_sample ?? Object.values(outputs)[0];
       const values = floatsOf(output);
       inputs.onModelRun?.({
         step: index - inputs.firstIndex,
         steps,
-        inputs: Object.fromEntries(ownInputs.map((name) => [name, tensorData(feeds[name]!)])),
+        inputs: Object.fromEntries(ownInputs.map((name) => [name, tensorData(feeds[name])])),
         output: tensorData(output),
       });
       for (let row = 0; row < batch; row++) {
@@ -129,12 +129,12 @@ export async function denoise(inputs: DenoiseInputs): Promise<void> {
     }
     const [first, second] = predictions as [Float32Array, Float32Array];
     if (unconditional) {
-      for (let i = 0; i < latentSize; i++) prediction[i] = first[i]! + guidance * (second[i]! - first[i]!);
+      for (let i = 0; i < latentSize; i++) prediction[i] = first[i] + guidance * (second[i] - first[i]);
     } else {
       prediction.set(first);
     }
     scheduler.step(prediction, index, latents, latents, inputs.stepNoise);
-    inputs.onStep?.({ step: index - inputs.firstIndex + 1, steps, timestep: scheduler.timesteps[index]!, latents });
+    inputs.onStep?.({ step: index - inputs.firstIndex + 1, steps, timestep: scheduler.timesteps[index], latents });
   }
 }
 

@@ -85,7 +85,7 @@ describe("parseJson", () => {
     expect(parse).toThrow(message);
   });
 
-  test("refuses what is no JSON, and inputs nobody can bring", () => {
+  test("refuses what is not a JSON, and inputs nobody can bring", () => {
     expect(() => parseJson("{", "tasks.json", tasksFileSchema)).toThrow(/^tasks.json: is not valid JSON/);
     const tasks = { format: "quad-tasks", version: 1, tasks: { sketch: { inputs: ["sound"] } } };
     expect(() => parseJson(JSON.stringify(tasks), "tasks.json", tasksFileSchema)).toThrow(/tasks.sketch.inputs.0/);

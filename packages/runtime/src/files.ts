@@ -24,10 +24,10 @@ export interface FolderFiles {
 /**
  * A model folder behind HTTP.
  *
- * @param baseUrl the folder's URL, with or without a trailing slash
- * @param index the paths of all files, relative to the folder. Without it existence is asked for with HEAD requests and
+ * @param baseUrl - the folder's URL, with or without a trailing slash
+ * @param index - the paths of all files, relative to the folder. Without it existence is asked for with HEAD requests and
  *   nothing can be listed: adapters are then only those that `tasks.json` names.
- * @param fetchFile replaces the global `fetch`, for caching or authentication
+ * @param fetchFile - replaces the global `fetch`, for caching or authentication
  * @throws InputError from `read` when the server answers anything but success
  */
 export function fetchFiles(
@@ -46,7 +46,7 @@ export function fetchFiles(
           what: "cannot be fetched",
           file: address(path),
           got: `HTTP status ${response.status}`,
-          fix: "Check the folder's address and that the server delivers this file",
+          fix: "Check the folder's address and that the server delivers this file.",
         });
       }
       return new Uint8Array(await response.arrayBuffer());
@@ -72,13 +72,13 @@ export function fetchFiles(
  */
 export async function readRequired(files: FolderFiles, path: string): Promise<Uint8Array> {
   if (await files.exists(path)) return files.read(path);
-  throw new InputError({ what: "is missing", file: files.describe(path), fix: "Check that the folder is complete" });
+  throw new InputError({ what: "is missing", file: files.describe(path), fix: "Check that the folder is complete." });
 }
 
 /**
  * Reads and checks a JSON file.
  *
- * @throws InputError that names the file and the key when the text is no JSON or does not fit the schema
+ * @throws InputError that names the file and the key when the text is not a JSON or does not fit the schema
  */
 export async function readJson<Schema extends z.ZodType>(
   files: FolderFiles,
@@ -98,6 +98,6 @@ export function parseJson<Schema extends z.ZodType>(text: string, file: string, 
   }
   const result = schema.safeParse(value);
   if (result.success) return result.data;
-  const issue = result.error.issues[0]!;
+  const issue = result.error.issues[0];
   throw new InputError({ what: issue.message, file, where: issue.path.join(".") || undefined });
 }

@@ -100,7 +100,7 @@ export async function generateImage(context: GenerateContext, options: GenerateO
   let stepNoise: Float32Array | undefined;
   const latents = new Float32Array(size);
   if (denoiseShare < 1) scheduler.addNoise(imageLatents!, noise, firstIndex, latents);
-  else for (let i = 0; i < size; i++) latents[i] = noise[i]! * scheduler.initNoiseSigma;
+  else for (let i = 0; i < size; i++) latents[i] = noise[i] * scheduler.initNoiseSigma;
 
   const encoded = performance.now();
   await denoise({
@@ -169,7 +169,7 @@ function checkRequest(context: GenerateContext, options: GenerateOptions): Reque
     throw new InputError({
       what: "this model cannot inpaint: its UNet has no input for a mask",
       file: unet.file,
-      fix: "Leave the mask out, or use an inpainting model",
+      fix: "Leave the mask out, or use an inpainting model.",
     });
   }
   if (kind === "image" && !image) throw new InputError({ what: "this model changes images: it needs one" });
@@ -196,7 +196,7 @@ function checkRequest(context: GenerateContext, options: GenerateOptions): Reque
       what: "the image has another size than the picture to make",
       expected: `${width} x ${height}`,
       got: `${image.width} x ${image.height}`,
-      fix: "Resize the image first",
+      fix: "Resize the image first.",
     });
   }
   const denoiseShare = options.denoise ?? (kind === "plain" && image ? 0.8 : 1);
@@ -207,12 +207,16 @@ function checkRequest(context: GenerateContext, options: GenerateOptions): Reque
     throw new InputError({ what: "denoise below 1 starts from an image: none was given" });
   const steps = options.steps ?? task.steps ?? 20;
   if (!Number.isInteger(steps) || steps < 1) {
-    throw new InputError({ what: "steps is no positive whole number", got: String(steps) });
+    throw new InputError({ what: "steps is not a positive whole number", got: String(steps) });
   }
   const guidance = options.guidance ?? task.guidance ?? 7.5;
-  if (!Number.isFinite(guidance)) throw new InputError({ what: "guidance is no finite number", got: String(guidance) });
+  if (!Number.isFinite(guidance))
+    throw new InputError({ what: "guidance is not a finite number", got: String(guidance) });
   if (options.seed !== undefined && !Number.isSafeInteger(options.seed)) {
-    throw new InputError({ what: "seed is no whole number that JavaScript holds exactly", got: String(options.seed) });
+    throw new InputError({
+      what: "seed is not a whole number that JavaScript holds exactly",
+      got: String(options.seed),
+    });
   }
   const [latentWidth, latentHeight] = [width / factor, height / factor];
   const expected = autoencoder.latentChannels * latentHeight * latentWidth;
@@ -266,7 +270,7 @@ async function buildConditioning(
   const conditioning = new Float32Array(plane + latents.length).fill(1, 0, plane);
   if (mask) {
     const small = resizeNearest(mask.data, mask, { width: latentWidth, height: latentHeight });
-    for (let i = 0; i < plane; i++) conditioning[i] = isPainted(small[i]!) ? 1 : 0;
+    for (let i = 0; i < plane; i++) conditioning[i] = isPainted(small[i]) ? 1 : 0;
   }
   conditioning.set(latents, plane);
   return conditioning;

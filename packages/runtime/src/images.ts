@@ -20,7 +20,7 @@ export interface Mask {
 export function rgbFromRgba({ width, height, data }: RgbImage): RgbImage {
   const rgb = new Uint8Array(width * height * 3);
   for (let pixel = 0; pixel < width * height; pixel++) {
-    for (let channel = 0; channel < 3; channel++) rgb[pixel * 3 + channel] = data[pixel * 4 + channel]!;
+    for (let channel = 0; channel < 3; channel++) rgb[pixel * 3 + channel] = data[pixel * 4 + channel];
   }
   return { width, height, data: rgb };
 }
@@ -29,7 +29,7 @@ export function rgbFromRgba({ width, height, data }: RgbImage): RgbImage {
 export function rgbaFromRgb({ width, height, data }: RgbImage): Uint8ClampedArray<ArrayBuffer> {
   const rgba = new Uint8ClampedArray(width * height * 4).fill(255);
   for (let pixel = 0; pixel < width * height; pixel++) {
-    for (let channel = 0; channel < 3; channel++) rgba[pixel * 4 + channel] = data[pixel * 3 + channel]!;
+    for (let channel = 0; channel < 3; channel++) rgba[pixel * 4 + channel] = data[pixel * 3 + channel];
   }
   return rgba;
 }
@@ -47,7 +47,7 @@ export function resizeNearest<Plane extends Uint8Array | Uint8ClampedArray | Flo
   for (let y = 0; y < to.height; y++) {
     const row = Math.floor((y * from.height) / to.height) * from.width;
     for (let x = 0; x < to.width; x++) {
-      resized[y * to.width + x] = plane[row + Math.floor((x * from.width) / to.width)]!;
+      resized[y * to.width + x] = plane[row + Math.floor((x * from.width) / to.width)];
     }
   }
   return resized;
@@ -58,9 +58,9 @@ export function imageToPlanes(image: RgbImage, mask?: Mask): Float32Array {
   const size = image.width * image.height;
   const planes = new Float32Array(3 * size);
   for (let pixel = 0; pixel < size; pixel++) {
-    if (mask && isPainted(mask.data[pixel]!)) continue;
+    if (mask && isPainted(mask.data[pixel])) continue;
     for (let channel = 0; channel < 3; channel++) {
-      planes[channel * size + pixel] = image.data[pixel * 3 + channel]! / 127.5 - 1;
+      planes[channel * size + pixel] = image.data[pixel * 3 + channel] / 127.5 - 1;
     }
   }
   return planes;
@@ -73,7 +73,7 @@ export function planesToImage(planes: Float32Array, width: number, height: numbe
   const data = new Uint8ClampedArray(size * 3);
   for (let channel = 0; channel < 3; channel++) {
     for (let pixel = 0; pixel < size; pixel++) {
-      data[pixel * 3 + channel] = (planes[channel * size + pixel]! * 0.5 + 0.5) * 255;
+      data[pixel * 3 + channel] = (planes[channel * size + pixel] * 0.5 + 0.5) * 255;
     }
   }
   return { width, height, data: new Uint8Array(data.buffer) };

@@ -81,7 +81,7 @@ test("the hashes are SHA-256 as others compute it", async () => {
   expect(await graphHash([hash("graph"), hash("weights")])).toBe(hash(hash("graph") + hash("weights")));
 });
 
-test("a folder without a manifest is no bundle", async () => {
+test("a folder without a manifest is not a bundle", async () => {
   const { folder } = bundle(false, (contents) => contents.delete("manifest.json"));
   expect(await openBundle(folder, true)).toBeUndefined();
 });

@@ -141,7 +141,7 @@ export async function sha256(bytes: Uint8Array): Promise<string> {
     throw new InputError({
       what: "files cannot be verified on this page",
       expected: "a secure context (https or localhost), which Web Cryptography needs",
-      fix: "Serve the page over https, or open the bundle with verify: false",
+      fix: "Serve the page over https, or open the bundle with verify: false.",
     });
   }
   const digest = new Uint8Array(await subtle.digest("SHA-256", bytes as Uint8Array<ArrayBuffer>));
@@ -213,7 +213,7 @@ function verifiedFiles(files: FolderFiles, manifest: BundleManifest): FolderFile
 async function readRecord(files: FolderFiles, path: string, manifest: BundleManifest): Promise<AdapterRecord> {
   const file = files.describe(path);
   if (!(await files.exists(path))) {
-    throw new InputError({ what: "the adapter has no record", file, fix: "Encode it for this bundle: run quad add" });
+    throw new InputError({ what: "the adapter has no record", file, fix: "Encode it for this bundle: run quad add." });
   }
   const record = await readJson(files, path, adapterRecordSchema);
   for (const [key, what] of [
@@ -227,7 +227,7 @@ async function readRecord(files: FolderFiles, path: string, manifest: BundleMani
       where: key,
       expected: manifest[key],
       got: record[key],
-      fix: "Encode the original LoRA for this bundle: run quad add",
+      fix: "Encode the original LoRA for this bundle: run quad add.",
     });
   }
   return record;

@@ -38,7 +38,7 @@ describe("seededNoise", () => {
     for (const [power, mean, variance] of expected) {
       expect(Math.abs(moment(power) - mean)).toBeLessThan(standardErrors * Math.sqrt(variance / count));
     }
-    const products = noise.subarray(1).reduce((sum, value, i) => sum + value * noise[i]!, 0) / count;
+    const products = noise.subarray(1).reduce((sum, value, i) => sum + value * noise[i], 0) / count;
     expect(Math.abs(products)).toBeLessThan(standardErrors / Math.sqrt(count));
   });
 

@@ -15,7 +15,7 @@ export class SeededRandom {
   #spareNormal: number | null;
 
   /**
-   * @param seedOrState a safe integer, negative ones included, or a state taken from another instance
+   * @param seedOrState - a safe integer, negative ones included, or a state taken from another instance
    * @throws RangeError on anything else
    */
   constructor(seedOrState: number | RandomState) {
@@ -44,14 +44,14 @@ export class SeededRandom {
   /** An unsigned 32-bit integer: the generator's own output. */
   word(): number {
     const s = this.#words;
-    const scrambled = Math.imul(rotateLeft(Math.imul(s[1]!, 5), 7), 9) >>> 0;
-    const shifted = s[1]! << 9;
-    s[2]! ^= s[0]!;
-    s[3]! ^= s[1]!;
-    s[1]! ^= s[2]!;
-    s[0]! ^= s[3]!;
-    s[2]! ^= shifted;
-    s[3] = rotateLeft(s[3]!, 11);
+    const scrambled = Math.imul(rotateLeft(Math.imul(s[1], 5), 7), 9) >>> 0;
+    const shifted = s[1] << 9;
+    s[2] ^= s[0];
+    s[3] ^= s[1];
+    s[1] ^= s[2];
+    s[0] ^= s[3];
+    s[2] ^= shifted;
+    s[3] = rotateLeft(s[3], 11);
     return scrambled;
   }
 
@@ -62,7 +62,7 @@ export class SeededRandom {
 
   /**
    * Uniform in 0..n-1, without bias.
-   * @param n from 1 to 2^53 - 1, else a RangeError is thrown
+   * @param n - from 1 to 2^53 - 1, else a RangeError is thrown
    */
   integer(n: number): number {
     if (!Number.isSafeInteger(n) || n < 1) throw new RangeError(`integer(n) needs n in 1..2^53 - 1, got ${n}`);
@@ -93,7 +93,7 @@ export class SeededRandom {
 
 /**
  * Unit-variance normal noise, the same for a seed on every platform. A shorter array is a prefix of a longer one.
- * @param seed a safe integer
+ * @param seed - a safe integer
  */
 export function seededNoise(seed: number, length: number): Float32Array {
   const random = new SeededRandom(seed);

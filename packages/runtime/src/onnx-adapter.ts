@@ -90,7 +90,7 @@ export function writeOnnxAdapter(adapter: OnnxAdapter): Uint8Array {
       what: "the adapter is too large for an .onnx_adapter file",
       expected: "less than 2 GB",
       got: `${size} bytes`,
-      fix: "Split it, store it in float16 or 8 bits, or use safetensors",
+      fix: "Split it, store it in float16 or 8 bits, or use safetensors.",
     });
   const builder = new Builder(size);
   const tables = adapter.parameters.map(({ name, dataType, dims, data }) => {
@@ -124,7 +124,7 @@ export function writeOnnxAdapter(adapter: OnnxAdapter): Uint8Array {
  * Reads an `.onnx_adapter` file. Nothing in it is trusted: every offset is checked against the file's length.
  * @param bytes - the whole file; the tensors' data are views into it, not necessarily aligned
  * @param file - its name, for messages
- * @throws InputError where the file is no adapter, is damaged, has another format version, or holds an element type
+ * @throws InputError where the file is not an adapter, is damaged, has another format version, or holds an element type
  * this toolkit does not know
  */
 export function readOnnxAdapter(bytes: Uint8Array, file: string): OnnxAdapter {
@@ -145,7 +145,7 @@ export function readOnnxAdapter(bytes: Uint8Array, file: string): OnnxAdapter {
       file,
       expected: String(formatVersion),
       got: String(version),
-      fix: "Write it again with ONNX Runtime 1.20 or newer, or update this software",
+      fix: "Write it again with ONNX Runtime 1.20 or newer, or update this software.",
     });
   const names = new Set<string>();
   const list = reader.vectorField(root, adapterField.parameters, 4);
@@ -271,7 +271,7 @@ class TableReader {
     return { start: this.#check(vector + 4, bytes), count, bytes };
   }
 
-  /** A 64-bit integer as a number; beyond 2^53 it is no dimension and not exact. */
+  /** A 64-bit integer as a number; beyond 2^53 it is not a dimension and not exact. */
   int64(position: number): number {
     return Number(this.#view.getBigInt64(this.#check(position, 8), true));
   }

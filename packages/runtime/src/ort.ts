@@ -68,7 +68,7 @@ export class Component {
       throw new InputError({
         what: "is missing",
         file,
-        fix: "The folder needs the ONNX layout of diffusers or Optimum: unet/, text_encoder/, vae_decoder/ with a model.onnx each",
+        fix: "The folder needs the ONNX layout of diffusers or Optimum: unet/, text_encoder/, vae_decoder/ with a model.onnx each.",
       });
     }
     const local = files.localPath?.(path);
@@ -109,7 +109,7 @@ export class Component {
       if (port) return port;
     }
     throw new InputError({
-      what: "the graph has not the input that is needed",
+      what: "the graph lacks an input that is needed",
       file: this.file,
       expected: names.join(" or "),
       got: [...this.inputs.keys()].slice(0, 8).join(", "),
@@ -232,7 +232,7 @@ export class FloatInput {
 
   /** Makes the values visible to the tensor, which float16 graphs need. */
   commit(): Tensor {
-    if (this.#bits) for (let i = 0; i < this.values.length; i++) this.#bits[i] = float32ToFloat16Bits(this.values[i]!);
+    if (this.#bits) for (let i = 0; i < this.values.length; i++) this.#bits[i] = float32ToFloat16Bits(this.values[i]);
     return this.tensor;
   }
 }

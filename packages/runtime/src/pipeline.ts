@@ -214,7 +214,7 @@ export class Pipeline {
    * Runs one graph once on given tensors: for measurements, calibration and tests. The adapter inputs come from the
    * selection in use unless given.
    *
-   * @param component `unet`, `text_encoder`, `vae_encoder` or `vae_decoder`
+   * @param component - `unet`, `text_encoder`, `vae_encoder` or `vae_decoder`
    * @throws InputError when the component is unknown, or inputs are missing, unknown or do not fit
    */
   async runComponent(
@@ -244,7 +244,7 @@ export class Pipeline {
   /**
    * Adds an adapter that is not in the folder, or replaces one.
    *
-   * @param bytes safetensors with the graph inputs' names, as `quad expose` writes them
+   * @param bytes - safetensors with the graph inputs' names, as `quad expose` writes them
    * @throws InputError when the folder has no slots, or the adapter does not fit them
    */
   addAdapter(name: string, bytes: Uint8Array): void {
@@ -268,7 +268,7 @@ export class Pipeline {
       throw new InputError({
         what: `no task or adapter ${selection}`,
         expected: `one of ${this.tasks.join(", ")}`,
-        ...(this.#parts.bank ? {} : { fix: "Adapters need adapter inputs: run quad expose on the model" }),
+        ...(this.#parts.bank ? {} : { fix: "Adapters need adapter inputs: run quad expose on the model." }),
       });
     }
     const adapter = task ? task.adapter : selection;
@@ -300,7 +300,7 @@ export class Pipeline {
     throw new InputError({
       what: `adapter ${name} cannot be used: the graphs have no adapter inputs`,
       file: files.describe("slots.json"),
-      fix: "Run quad expose on the model first",
+      fix: "Run quad expose on the model first.",
     });
   }
 }

@@ -28,8 +28,8 @@ export class TextEncoder {
   }
 
   /**
-   * @param adapters tensors for the text encoder's own adapter inputs, where it has any
-   * @param adapterKey says which adapters those are
+   * @param adapters - tensors for the text encoder's own adapter inputs, where it has any
+   * @param adapterKey - says which adapters those are
    */
   async encode(prompt: string, adapters: Record<string, Tensor>, adapterKey: string): Promise<PromptEncoding> {
     const key = JSON.stringify([adapterKey, prompt]);
@@ -55,6 +55,6 @@ export class TextEncoder {
       });
     }
     // A copy: on the web an output may live in memory that the next run takes back.
-    return { tokens: output.dims[1]!, width: output.dims[2]!, values: floatsOf(output).slice() };
+    return { tokens: output.dims[1], width: output.dims[2], values: floatsOf(output).slice() };
   }
 }

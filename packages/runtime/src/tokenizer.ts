@@ -15,7 +15,7 @@ export interface PromptTokenizer {
 /**
  * Loads `tokenizer/tokenizer.json`, or CLIP's older `vocab.json` and `merges.txt`.
  *
- * @param defaultLength tokens per prompt where `tokenizer_config.json` says nothing useful
+ * @param defaultLength - tokens per prompt where `tokenizer_config.json` says nothing useful
  * @throws InputError when there is no tokenizer, or it has no padding token
  */
 export async function loadTokenizer(files: FolderFiles, defaultLength: number): Promise<PromptTokenizer> {
@@ -31,7 +31,7 @@ export async function loadTokenizer(files: FolderFiles, defaultLength: number): 
       what: "no padding token",
       file: files.describe(configPath),
       where: "pad_token",
-      fix: "Name a token of the vocabulary to pad prompts with",
+      fix: "Name a token of the vocabulary to pad prompts with.",
     });
   }
   // transformers writes 1e30 for "no limit".
@@ -63,6 +63,6 @@ async function tokenizerJson(files: FolderFiles): Promise<object> {
   throw new InputError({
     what: "is missing",
     file: files.describe(path),
-    fix: "Save the model's tokenizer with transformers: CLIPTokenizerFast.from_pretrained(MODEL).save_pretrained('tokenizer')",
+    fix: "Save the model's tokenizer with transformers: CLIPTokenizerFast.from_pretrained(MODEL).save_pretrained('tokenizer').",
   });
 }

@@ -275,7 +275,7 @@ describe("errors name the node and the way out", () => {
     expect(message).toMatch(/If node "choice".*control flow/);
   });
 
-  test("an unknown shape, a loss that is no scalar, a seed of another shape, an old opset", () => {
+  test("an unknown shape, a loss that is not a scalar, a seed of another shape, an old opset", () => {
     const { model, graph } = empty();
     const x = graph.addInput("x", "float32", ["n"]);
     const request = (value: Value, seed?: Value) => ({ outputs: [{ value, ...(seed && { seed }) }], wrt: [x] });

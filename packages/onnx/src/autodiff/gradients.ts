@@ -40,26 +40,27 @@ export function buildGradients(model: Model, request: GradientRequest): Map<Valu
 class ReverseWalk {
   /** The nodes of the model before differentiation, in execution order. */
   readonly forward: readonly Node[];
-  private readonly forwardNodes: ReadonlySet<Node>;
-  private readonly build: Builder;
-  private readonly request: GradientRequest;
-  private readonly contributions = new Map<Value, Gradient[]>();
-  private readonly totals = new Map<Value, Value>();
+  readonly #forwardNodes: ReadonlySet<Node>;
+  readonly #build: Builder;
+  readonly #request: GradientRequest;
+  readonly #contributions = new Map<Value, Gradient[]>();
+  readonly #totals = new Map<Value, Value>();
 
   constructor(build: Builder, request: GradientRequest) {
-    this.build = build;
-    this.request = request;
+    this.#build = build;
+    this.#request = request;
     this.forward = build.graph.sorted();
-    this.forwardNodes = new Set(this.forward);
+    this.#forwardNodes = new Set(this.forward);
   }
 
   run(): Map<Value, Value> {
-    const { build, request } = this;
-    for (const output of request.outputs) this.contribute(output.value, this.seed(output));
-    const active = this.dependents(new Set(request.wrt));
-    for (const node of this.path(active).reverse()) {
+    const build = this.#build;
+    const request = this.#request;
+    for (const output of request.outputs) this.#contribute(output.value, this.#seed(output));
+    const active = this.#dependents(new Set(request.wrt));
+    for (const node of this.#path(active).reverse()) {
       build.scope = `gradient/${node.name || node.opType}`;
-      this.visit(node, active);
+      this.#visit(node, active);
     }
     build.scope = "gradient";
     const results = new Map<Value, Value>();
@@ -71,17 +72,17 @@ class ReverseWalk {
 
   /** The sum of what has arrived at a value. Final once all its readers were visited. */
   gradientOf(value: Value): Value | null {
-    const known = this.totals.get(value);
+    const known = this.#totals.get(value);
     if (known) return known;
-    const parts = this.contributions.get(value);
+    const parts = this.#contributions.get(value);
     if (!parts) return null;
-    const total = accumulate(this.build, parts, this.build.dims(value));
-    this.totals.set(value, total);
+    const total = accumulate(this.#build, parts, this.#build.dims(value));
+    this.#totals.set(value, total);
     return total;
   }
 
-  private seed({ value, seed }: DifferentiatedOutput): Value {
-    const { build } = this;
+  #seed({ value, seed }: DifferentiatedOutput): Value {
+    const build = this.#build;
     const dims = build.dims(value);
     if (!seed && dims.some((dim) => dim !== 1)) {
       throw new InputError({
@@ -106,7 +107,7 @@ class ReverseWalk {
   }
 
   /** Values that depend on `roots` in a differentiable way. */
-  private dependents(roots: Set<Value>): ReadonlySet<Value> {
+  #dependents(roots: Set<Value>): ReadonlySet<Value> {
     const active = new Set(roots);
     for (const node of this.forward) {
       if (!readsAny(node, active)) continue;
@@ -117,8 +118,8 @@ class ReverseWalk {
   }
 
   /** Active nodes that an output depends on, in execution order. */
-  private path(active: ReadonlySet<Value>): Node[] {
-    const wanted = new Set(this.request.outputs.map(({ value }) => value));
+  #path(active: ReadonlySet<Value>): Node[] {
+    const wanted = new Set(this.#request.outputs.map(({ value }) => value));
     const nodes: Node[] = [];
     for (const node of [...this.forward].reverse()) {
       if (!node.outputs.some((value) => value && wanted.has(value) && active.has(value))) continue;
@@ -129,8 +130,9 @@ class ReverseWalk {
     return nodes.reverse();
   }
 
-  private visit(node: Node, active: ReadonlySet<Value>): void {
-    const { build, request } = this;
+  #visit(node: Node, active: ReadonlySet<Value>): void {
+    const build = this.#build;
+    const request = this.#request;
     const gradients = node.outputs.map((value) => value && this.gradientOf(value));
     if (gradients.every((gradient) => gradient === null)) return;
     const needs = node.inputs.map((value) => value !== null && active.has(value));
@@ -144,22 +146,22 @@ class ReverseWalk {
       build,
       options: request,
       gradientOf: (value) => this.gradientOf(value),
-      readersOf: (value) => value.uses.filter((use) => this.forwardNodes.has(use.node)),
+      readersOf: (value) => value.uses.filter((use) => this.#forwardNodes.has(use.node)),
     });
     node.inputs.forEach((value, index) => {
       if (!needs[index]) return;
       if (makers[index] === undefined) throw missingInputRule(build.model, node, index);
       const gradient = makers[index]?.();
-      if (gradient) this.contribute(value!, gradient);
+      if (gradient) this.#contribute(value!, gradient);
     });
   }
 
-  private contribute(value: Value, gradient: Gradient): void {
-    const dims = this.build.dims(value);
-    const part = "kind" in gradient ? gradient : this.build.unbroadcast(gradient, dims);
-    const parts = this.contributions.get(value);
+  #contribute(value: Value, gradient: Gradient): void {
+    const dims = this.#build.dims(value);
+    const part = "kind" in gradient ? gradient : this.#build.unbroadcast(gradient, dims);
+    const parts = this.#contributions.get(value);
     if (parts) parts.push(part);
-    else this.contributions.set(value, [part]);
+    else this.#contributions.set(value, [part]);
   }
 }
 

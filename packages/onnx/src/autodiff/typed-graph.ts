@@ -17,7 +17,7 @@ export class TypedGraph {
   readonly opset: number;
   /** Names of new nodes and constants start with this. */
   scope = "gradient";
-  private readonly constants = new Map<string, Value>();
+  readonly #constants = new Map<string, Value>();
 
   constructor(model: Model) {
     this.model = model;
@@ -92,13 +92,13 @@ export class TypedGraph {
 
   /** A 1-D int64 constant. */
   ints(values: readonly (number | bigint)[]): Value {
-    return this.cached(`i${values}`, () => Tensor.int64([values.length], values));
+    return this.#cached(`i${values}`, () => Tensor.int64([values.length], values));
   }
 
   /** A zero-dimensional constant of the type of `like`. */
   scalar(value: number, like: Value): Value {
     const type = this.type(like);
-    return this.cached(`${type}${Object.is(value, -0) ? 0 : value}`, () => floatTensor(type, [], [value]));
+    return this.#cached(`${type}${Object.is(value, -0) ? 0 : value}`, () => floatTensor(type, [], [value]));
   }
 
   /** A constant of the type of `like`. */
@@ -109,14 +109,14 @@ export class TypedGraph {
   /** A 1-D constant of ones. */
   ones(length: number, like: Value): Value {
     const type = this.type(like);
-    return this.cached(`ones ${type} ${length}`, () => floatTensor(type, [length], new Array(length).fill(1)));
+    return this.#cached(`ones ${type} ${length}`, () => floatTensor(type, [length], new Array(length).fill(1)));
   }
 
-  private cached(key: string, make: () => Tensor): Value {
-    const known = this.constants.get(key);
+  #cached(key: string, make: () => Tensor): Value {
+    const known = this.#constants.get(key);
     if (known && this.graph.initializers.has(known)) return known;
     const value = this.tensor(make());
-    this.constants.set(key, value);
+    this.#constants.set(key, value);
     return value;
   }
 }

@@ -46,7 +46,7 @@ test("sizes that shapes depend on stay in the file, however many: ONNX Runtime r
     const sizes = graph.addInitializer("sizes", Tensor.int64([count], new Array(count).fill(2)));
     const weight = graph.addInitializer("weight", randomTensor([2, 600], 1));
     const { outputs } = graph.addNode("Split", [vector, sizes], { outputCount: count });
-    return { y: { value: graph.apply("MatMul", [outputs[count - 1]!, weight]) } };
+    return { y: { value: graph.apply("MatMul", [outputs[count - 1], weight]) } };
   });
   const path = join(newFolder(), "model.onnx");
   await saveModel(model, path, { externalData: "always" });
@@ -266,9 +266,9 @@ describe("references that are refused", () => {
       /model\.onnx: tensor "w".*expected 64 bytes for float32 \[16\], got 60/,
     ],
     [{ location: "weights.data", length: "68" }, /too short|64 bytes/],
-    [{ location: "weights.data", offset: "-4" }, /offset is no whole number.*"-4"/],
-    [{ location: "weights.data", offset: "1e3" }, /offset is no whole number/],
-    [{ location: "weights.data", offset: "99999999999999999999" }, /offset is no whole number/],
+    [{ location: "weights.data", offset: "-4" }, /offset is not a whole number.*"-4"/],
+    [{ location: "weights.data", offset: "1e3" }, /offset is not a whole number/],
+    [{ location: "weights.data", offset: "99999999999999999999" }, /offset is not a whole number/],
   ])("%o", (external, message) => {
     expect(inputErrorOf(() => loadModel(describedModel(external as Record<string, string>)))).toMatch(message);
   });

@@ -73,7 +73,7 @@ describe("damaged files end in an InputError or in a legal model, never in anoth
   });
 });
 
-describe("files that are no models", () => {
+describe("files that are not models", () => {
   test.each([
     ["an empty file", new Uint8Array(0)],
     ["a web page", new TextEncoder().encode("<!doctype html><title>404</title>")],

@@ -207,7 +207,7 @@ function attributeFromProto(proto: AttributeProto, scope: Scope, options: ReadOp
         return opaque;
     }
   } catch (error) {
-    if (error instanceof TypeError) return opaque; // bytes that are no UTF-8: carried through unread
+    if (error instanceof TypeError) return opaque; // bytes that are not UTF-8: carried through unread
     throw error;
   }
 }
@@ -245,7 +245,7 @@ function fromExternal(proto: TensorProto, needed: number, options: ReadOptions):
     if (text === undefined) return fallback;
     if (/^\d+$/.test(text) && Number.isSafeInteger(Number(text))) return Number(text);
     throw new InputError({
-      what: `external data ${key} is no whole number`,
+      what: `external data ${key} is not a whole number`,
       file: options.file,
       where: `tensor "${proto.name}"`,
       got: `"${text}"`,

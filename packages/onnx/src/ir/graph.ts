@@ -18,8 +18,8 @@ export class Graph {
   readonly sparseInitializers = new Set<Value>();
   /** Fields of the file format that the IR does not model, kept for the way back. */
   extra: unknown = null;
-  private takenNames: Set<string> | null = null;
-  private takenNodeNames: Set<string> | null = null;
+  #takenNames: Set<string> | null = null;
+  #takenNodeNames: Set<string> | null = null;
 
   constructor(name = "graph") {
     this.name = name;
@@ -46,7 +46,7 @@ export class Graph {
    */
   addNode(opType: string, inputs: readonly (Value | null)[], init: NodeInit & { outputCount?: number } = {}): Node {
     const node = new Node(opType, inputs, init);
-    if (init.name) node.name = this.claimNodeName(init.name);
+    if (init.name) node.name = this.#claimNodeName(init.name);
     const base = init.name || opType;
     for (let index = 0; index < (init.outputCount ?? 1); index++) {
       node.addOutput(new Value(this.claimName(`${base}_output_${index}`)));
@@ -71,13 +71,13 @@ export class Graph {
     node.inputs.forEach((value, index) => {
       value?.removeUse(node, index);
     });
-    for (const subgraph of node.subgraphs) subgraph.releaseUses();
+    for (const subgraph of node.subgraphs) subgraph.#releaseUses();
     this.nodes.delete(node);
     node.graph = null;
   }
 
   /** Drops every use that nodes of this graph hold: for a subgraph whose node goes away. */
-  private releaseUses(): void {
+  #releaseUses(): void {
     for (const node of [...this.nodes]) this.remove(node);
   }
 
@@ -110,22 +110,22 @@ export class Graph {
 
   /** Reserves and returns `name`, or `name_1`, `name_2` ... if it is taken in this graph or a graph inside it. */
   claimName(name: string): string {
-    if (!this.takenNames) {
-      this.takenNames = new Set();
-      for (const value of this.allValues()) this.takenNames.add(value.name);
+    if (!this.#takenNames) {
+      this.#takenNames = new Set();
+      for (const value of this.#allValues()) this.#takenNames.add(value.name);
     }
     let free = name;
-    for (let count = 1; this.takenNames.has(free); count++) free = `${name}_${count}`;
-    this.takenNames.add(free);
+    for (let count = 1; this.#takenNames.has(free); count++) free = `${name}_${count}`;
+    this.#takenNames.add(free);
     return free;
   }
 
   /** ONNX Runtime refuses two nodes of one name. */
-  private claimNodeName(name: string): string {
-    this.takenNodeNames ??= new Set([...this.nodes].map((node) => node.name));
+  #claimNodeName(name: string): string {
+    this.#takenNodeNames ??= new Set([...this.nodes].map((node) => node.name));
     let free = name;
-    for (let count = 1; this.takenNodeNames.has(free); count++) free = `${name}_${count}`;
-    this.takenNodeNames.add(free);
+    for (let count = 1; this.#takenNodeNames.has(free); count++) free = `${name}_${count}`;
+    this.#takenNodeNames.add(free);
     return free;
   }
 
@@ -143,9 +143,9 @@ export class Graph {
     for (const node of this.nodes) for (const output of node.outputs) if (output) yield output;
   }
 
-  private *allValues(): Generator<Value> {
+  *#allValues(): Generator<Value> {
     yield* this.ownValues();
-    for (const node of this.nodes) for (const subgraph of node.subgraphs) yield* subgraph.allValues();
+    for (const node of this.nodes) for (const subgraph of node.subgraphs) yield* subgraph.#allValues();
   }
 
   /**
@@ -158,7 +158,7 @@ export class Graph {
     for (const root of this.nodes) {
       if (state.has(root)) continue;
       const stack: { node: Node; next: number; needs: Node[] }[] = [
-        { node: root, next: 0, needs: this.dependencies(root) },
+        { node: root, next: 0, needs: this.#dependencies(root) },
       ];
       state.set(root, "open");
       while (stack.length > 0) {
@@ -174,7 +174,7 @@ export class Graph {
         if (seen === "open") throw new CycleError(dependency);
         if (!seen) {
           state.set(dependency, "open");
-          stack.push({ node: dependency, next: 0, needs: this.dependencies(dependency) });
+          stack.push({ node: dependency, next: 0, needs: this.#dependencies(dependency) });
         }
       }
     }
@@ -182,7 +182,7 @@ export class Graph {
   }
 
   /** Nodes of this graph whose outputs `node` reads, directly or from inside its subgraphs. */
-  private dependencies(node: Node): Node[] {
+  #dependencies(node: Node): Node[] {
     const needs: Node[] = [];
     for (const value of node.inputs) if (value?.producer?.graph === this) needs.push(value.producer);
     for (const subgraph of node.subgraphs) {

@@ -42,7 +42,7 @@ export class Node {
   graph: Graph | null = null;
   /** Fields of the file format that the IR does not model, kept for the way back. */
   extra: unknown = null;
-  private readonly operands: (Value | null)[] = [];
+  readonly #operands: (Value | null)[] = [];
 
   constructor(opType: string, inputs: readonly (Value | null)[], init: NodeInit = {}) {
     this.opType = opType;
@@ -56,12 +56,12 @@ export class Node {
 
   /** Inputs by position; null stands for an omitted optional input. */
   get inputs(): readonly (Value | null)[] {
-    return this.operands;
+    return this.#operands;
   }
 
   /** The input at `index`. Throws if it is omitted. */
   input(index: number): Value {
-    const value = this.operands[index];
+    const value = this.#operands[index];
     if (!value) throw new Error(`${this.label} has no input ${index}`);
     return value;
   }
@@ -74,9 +74,9 @@ export class Node {
   }
 
   setInput(index: number, value: Value | null): void {
-    this.operands[index]?.removeUse(this, index);
-    while (this.operands.length < index) this.operands.push(null);
-    this.operands[index] = value;
+    this.#operands[index]?.removeUse(this, index);
+    while (this.#operands.length < index) this.#operands.push(null);
+    this.#operands[index] = value;
     value?.addUse(this, index);
   }
 

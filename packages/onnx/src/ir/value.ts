@@ -29,7 +29,7 @@ export class Value {
   producer: Node | null = null;
   /** Fields of the file format that the IR does not model, kept for the way back. */
   extra: unknown = null;
-  private readonly readers = new Map<Node, Set<number>>();
+  readonly #readers = new Map<Node, Set<number>>();
 
   constructor(name: string, type: ValueType | null = null) {
     this.name = name;
@@ -39,27 +39,27 @@ export class Value {
   /** Every input position that reads this value, nodes inside subgraphs included. */
   get uses(): Use[] {
     const uses: Use[] = [];
-    for (const [node, indices] of this.readers) for (const index of indices) uses.push({ node, index });
+    for (const [node, indices] of this.#readers) for (const index of indices) uses.push({ node, index });
     return uses;
   }
 
   /** The distinct nodes that read this value. */
   get consumers(): Node[] {
-    return [...this.readers.keys()];
+    return [...this.#readers.keys()];
   }
 
   /** Called by {@link Node} alone. */
   addUse(node: Node, index: number): void {
-    const indices = this.readers.get(node);
+    const indices = this.#readers.get(node);
     if (indices) indices.add(index);
-    else this.readers.set(node, new Set([index]));
+    else this.#readers.set(node, new Set([index]));
   }
 
   /** Called by {@link Node} alone. */
   removeUse(node: Node, index: number): void {
-    const indices = this.readers.get(node);
+    const indices = this.#readers.get(node);
     indices?.delete(index);
-    if (indices?.size === 0) this.readers.delete(node);
+    if (indices?.size === 0) this.#readers.delete(node);
   }
 
   /** Concrete dimensions where all are known, else null. */

@@ -102,7 +102,7 @@ describe("an ablation of the pocket model", () => {
     return ablate(config, {
       ...settings,
       variants: some,
-      ...(signal ? { signal } : {}),
+      signal,
       onRow: ({ name }, reused) => measured.push([name, reused]),
     });
   };

@@ -96,7 +96,7 @@ export async function drawReferences(
     for (const [task, list] of cases) {
       await pipeline.use(task);
       for (const [index, { sourcePrompt: _, ...request }] of list.entries()) {
-        const picture = await pipeline.generate({ ...request, ...(signal ? { signal } : {}) });
+        const picture = await pipeline.generate({ ...request, signal });
         await writeImage(join(folder, referenceName(task, index)), picture);
         onStep?.(++done, total);
       }
@@ -108,18 +108,18 @@ export async function drawReferences(
 
 /** Measures variants of quantization in simulation, one after another. */
 export class AblationBench {
-  private readonly sources: BenchSources;
-  private readonly component: string;
-  private readonly slots: Slots;
-  private readonly prepared: Model;
-  private readonly trajectories: Trajectory[];
-  private readonly observations: Observations;
-  private readonly factors: ReadonlyMap<string, AdapterFactors>;
-  private cases: Map<string, PreparedCase[]> | undefined;
+  readonly #sources: BenchSources;
+  readonly #component: string;
+  readonly #slots: Slots;
+  readonly #prepared: Model;
+  readonly #trajectories: Trajectory[];
+  readonly #observations: Observations;
+  readonly #factors: ReadonlyMap<string, AdapterFactors>;
+  #cases: Map<string, PreparedCase[]> | undefined;
   /** Choosers and adapters that variants have in common, by what they depend on. */
-  private readonly choosers = new Map<string, ReturnType<typeof encodingChooser>>();
-  private readonly encoded = new Map<string, EncodedValues>();
-  private opened: { roundPhases: boolean; simulated: SimulatedPipeline } | undefined;
+  readonly #choosers = new Map<string, ReturnType<typeof encodingChooser>>();
+  readonly #encoded = new Map<string, EncodedValues>();
+  #opened: { roundPhases: boolean; simulated: SimulatedPipeline } | undefined;
 
   private constructor(
     sources: BenchSources,
@@ -130,13 +130,13 @@ export class AblationBench {
       factors: ReadonlyMap<string, AdapterFactors>;
     },
   ) {
-    this.sources = sources;
-    this.component = parts.component;
-    this.slots = parts.slots;
-    this.prepared = parts.prepared;
-    this.trajectories = data.trajectories;
-    this.observations = data.observations;
-    this.factors = data.factors;
+    this.#sources = sources;
+    this.#component = parts.component;
+    this.#slots = parts.slots;
+    this.#prepared = parts.prepared;
+    this.#trajectories = data.trajectories;
+    this.#observations = data.observations;
+    this.#factors = data.factors;
   }
 
   static async open(sources: BenchSources): Promise<AblationBench> {
@@ -152,16 +152,16 @@ export class AblationBench {
 
   /** The most sensitive adapter, each on its own profile with 16-bit activations. */
   async anchor({ signal, onStep }: MeasureOptions = {}): Promise<string> {
-    const simulated = await this.simulate(false);
-    const policy = this.widePolicy();
+    const simulated = await this.#simulate(false);
+    const policy = this.#widePolicy();
     const wide = widthsOf(policy, new Set());
-    const adapted = this.trajectories.filter(({ task }) => this.factors.has(task));
+    const adapted = this.#trajectories.filter(({ task }) => this.#factors.has(task));
     let most = { task: "", qss: -1 };
     for (const [index, trajectory] of adapted.entries()) {
       const { task } = trajectory;
-      await this.bindAdapter(simulated, task, [task], policy, 1);
-      const encodings = this.chooser(simulated, [task], policy)(wide);
-      const { qss } = await scoreTask(simulated, thin(trajectory, this.sources.calls), encodings, signal);
+      await this.#bindAdapter(simulated, task, [task], policy, 1);
+      const encodings = this.#chooser(simulated, [task], policy)(wide);
+      const { qss } = await scoreTask(simulated, thin(trajectory, this.#sources.calls), encodings, signal);
       if (qss > most.qss) most = { task, qss };
       onStep?.(index + 1, adapted.length);
     }
@@ -170,15 +170,15 @@ export class AblationBench {
 
   /** Signal to noise with one layer's inputs narrow, dB, for every layer; on the merged profile. */
   async sensitivity({ signal, onStep }: MeasureOptions = {}): Promise<Record<string, number>> {
-    const simulated = await this.simulate(false);
-    const policy = this.widePolicy();
-    const tasks = this.trajectories.map(({ task }) => task);
-    for (const task of tasks) await this.bindAdapter(simulated, task, tasks, policy, policy.headroom);
-    const choose = this.chooser(simulated, tasks, policy);
+    const simulated = await this.#simulate(false);
+    const policy = this.#widePolicy();
+    const tasks = this.#trajectories.map(({ task }) => task);
+    for (const task of tasks) await this.#bindAdapter(simulated, task, tasks, policy, policy.headroom);
+    const choose = this.#chooser(simulated, tasks, policy);
     const encodingsFor = (narrow: ReadonlySet<string>) => choose(widthsOf(policy, narrow));
-    return layerSensitivity(simulated, this.trajectories, encodingsFor, {
+    return layerSensitivity(simulated, this.#trajectories, encodingsFor, {
       calls: 8,
-      ...(signal ? { signal } : {}),
+      signal,
       onProgress: (_, done, total) => onStep?.(done, total),
     });
   }
@@ -189,33 +189,33 @@ export class AblationBench {
     { anchor, sensitivity }: Groundwork,
     { signal, onStep }: MeasureOptions = {},
   ): Promise<{ narrowLayers: number; tasks: Record<string, Figures> }> {
-    const simulated = await this.simulate(variant.roundPhases ?? false);
-    const policy = policySchema.parse({ ...this.sources.policy, ...plainWidths, ...variant.policy });
+    const simulated = await this.#simulate(variant.roundPhases ?? false);
+    const policy = policySchema.parse({ ...this.#sources.policy, ...plainWidths, ...variant.policy });
     const keepWide = policy.keepWide.map((pattern) => new RegExp(pattern));
     const layers = Object.fromEntries(simulated.layers.map(({ name }) => [name, sensitivity[name] ?? 0]));
     const narrow = allocateShare(layers, policy.narrowShare, keepWide);
     const widths = widthsOf(policy, narrow);
-    this.cases ??= await casesOf(this.sources, simulated.pipeline);
-    const everyTask = this.trajectories.map(({ task }) => task);
+    this.#cases ??= await casesOf(this.#sources, simulated.pipeline);
+    const everyTask = this.#trajectories.map(({ task }) => task);
     const membersOf = (task: string): Record<ProfileKind, string[]> => ({
       own: [task],
       anchor: [anchor],
       unified: everyTask,
     });
-    const total = [...this.cases.values()].reduce((sum, list) => sum + list.length, 0);
+    const total = [...this.#cases.values()].reduce((sum, list) => sum + list.length, 0);
     let done = 0;
     const tasks: Record<string, Figures> = {};
-    for (const trajectory of this.trajectories) {
+    for (const trajectory of this.#trajectories) {
       const { task } = trajectory;
       const isOwn = variant.profile === "own";
       const members = membersOf(task)[variant.profile];
-      await this.bindAdapter(simulated, task, members, policy, isOwn ? 1 : policy.headroom);
-      const encodings = this.chooser(simulated, members, policy)(widths);
-      const scores = await scoreTask(simulated, thin(trajectory, this.sources.calls), encodings, signal);
+      await this.#bindAdapter(simulated, task, members, policy, isOwn ? 1 : policy.headroom);
+      const encodings = this.#chooser(simulated, members, policy)(widths);
+      const scores = await scoreTask(simulated, thin(trajectory, this.#sources.calls), encodings, signal);
       const qualities = [];
-      for (const [index, { sourcePrompt: _, ...request }] of this.cases.get(task)!.entries()) {
+      for (const [index, { sourcePrompt: _, ...request }] of this.#cases.get(task)!.entries()) {
         const picture = await simulated.generate(task, request, signal);
-        const reference = await readImage(join(this.sources.references, referenceName(task, index)));
+        const reference = await readImage(join(this.#sources.references, referenceName(task, index)));
         qualities.push(imageQuality([reference], [picture]));
         onStep?.(++done, total);
       }
@@ -233,60 +233,60 @@ export class AblationBench {
   }
 
   async dispose(): Promise<void> {
-    await this.opened?.simulated.dispose();
-    this.opened = undefined;
+    await this.#opened?.simulated.dispose();
+    this.#opened = undefined;
   }
 
-  private widePolicy(): Policy {
-    return policySchema.parse({ ...this.sources.policy, ...plainWidths });
+  #widePolicy(): Policy {
+    return policySchema.parse({ ...this.#sources.policy, ...plainWidths });
   }
 
-  private async simulate(roundPhases: boolean): Promise<SimulatedPipeline> {
-    if (this.opened?.roundPhases === roundPhases) return this.opened.simulated;
+  async #simulate(roundPhases: boolean): Promise<SimulatedPipeline> {
+    if (this.#opened?.roundPhases === roundPhases) return this.#opened.simulated;
     await this.dispose();
-    const { exposed, policy, placement, threads } = this.sources;
+    const { exposed, policy, placement, threads } = this.#sources;
     const { weightBits, weightMethod } = policy;
     const options = { placement, weightBits, weightMethod, roundPhases, threads };
-    const simulated = await SimulatedPipeline.open(exposed, this.component, this.prepared, this.slots, options);
-    this.opened = { roundPhases, simulated };
+    const simulated = await SimulatedPipeline.open(exposed, this.#component, this.#prepared, this.#slots, options);
+    this.#opened = { roundPhases, simulated };
     return simulated;
   }
 
-  private chooser({ points }: SimulatedPipeline, members: readonly string[], policy: Policy) {
+  #chooser({ points }: SimulatedPipeline, members: readonly string[], policy: Policy) {
     const { wideRange, wideHeadroom, narrowRange, balanceSteps } = policy;
     const key = JSON.stringify([points.length, members, wideRange, wideHeadroom, narrowRange, balanceSteps]);
-    const chooser = this.choosers.get(key) ?? encodingChooser(points, this.observations, members, policy);
-    this.choosers.set(key, chooser);
+    const chooser = this.#choosers.get(key) ?? encodingChooser(points, this.#observations, members, policy);
+    this.#choosers.set(key, chooser);
     return chooser;
   }
 
   /** Puts a task's adapter, rounded to the members' scales, in place of the original. */
-  private async bindAdapter(
+  async #bindAdapter(
     simulated: SimulatedPipeline,
     task: string,
     members: readonly string[],
     { adapterBits, align }: Policy,
     headroom: number,
   ): Promise<void> {
-    const factors = this.factors.get(task);
+    const factors = this.#factors.get(task);
     if (!factors) return;
     const key = JSON.stringify([task, members, adapterBits, align, headroom]);
-    let encoded = this.encoded.get(key);
+    let encoded = this.#encoded.get(key);
     if (!encoded) {
-      const from = members.map((member) => this.factors.get(member)).filter((member) => member !== undefined);
-      const scales = slotScales(from, this.slots.slots, adapterBits, headroom, align);
-      const { rank, values } = encodeAdapter(factors, this.slots.slots, scales, adapterBits, align);
-      encoded = { rank, values: [...values, ...(await this.otherFactors(task, rank))] };
-      this.encoded.set(key, encoded);
+      const from = members.map((member) => this.#factors.get(member)).filter((member) => member !== undefined);
+      const scales = slotScales(from, this.#slots.slots, adapterBits, headroom, align);
+      const { rank, values } = encodeAdapter(factors, this.#slots.slots, scales, adapterBits, align);
+      encoded = { rank, values: [...values, ...(await this.#otherFactors(task, rank))] };
+      this.#encoded.set(key, encoded);
     }
     simulated.setAdapter(task, encoded);
   }
 
   /** An adapter's factors for other components, such as the text encoder: they stay in full precision. */
-  private async otherFactors(task: string, rank: number): Promise<SafetensorsInput[]> {
-    const path = join(this.sources.exposed, "adapters", `${task}.safetensors`);
+  async #otherFactors(task: string, rank: number): Promise<SafetensorsInput[]> {
+    const path = join(this.#sources.exposed, "adapters", `${task}.safetensors`);
     if (!existsSync(path)) return [];
-    const own = new Set(this.slots.slots.flatMap(({ inputA, inputB }) => [inputA, inputB]));
+    const own = new Set(this.#slots.slots.flatMap(({ inputA, inputB }) => [inputA, inputB]));
     const file = await openSafetensors(path);
     try {
       const given = Number(file.metadata["quad.rank"]);

@@ -76,36 +76,36 @@ export async function measureAll(
 
 /** One child process; it answers one request at a time. */
 class Worker {
-  private readonly child: ChildProcess;
-  private settle: { resolve: (result?: Measured) => void; reject: (error: Error) => void } | undefined;
-  private ended: Error | undefined;
+  readonly #child: ChildProcess;
+  #settle: { resolve: (result?: Measured) => void; reject: (error: Error) => void } | undefined;
+  #ended: Error | undefined;
 
   constructor(onStep?: () => void) {
-    this.child = fork(fileURLToPath(new URL("./worker.js", import.meta.url)));
-    this.child.on("message", (message: FromWorker) => {
+    this.#child = fork(fileURLToPath(new URL("./worker.js", import.meta.url)));
+    this.#child.on("message", (message: FromWorker) => {
       if (message.kind === "step") onStep?.();
-      else if (message.kind === "ready") this.settle?.resolve();
-      else if (message.kind === "result") this.settle?.resolve(message.result);
-      else this.settle?.reject(message.problem ? new InputError(message.problem) : new Error(message.message));
+      else if (message.kind === "ready") this.#settle?.resolve();
+      else if (message.kind === "result") this.#settle?.resolve(message.result);
+      else this.#settle?.reject(message.problem ? new InputError(message.problem) : new Error(message.message));
     });
-    this.child.on("error", (error) => this.end(error));
-    this.child.on("exit", (code, signal) => this.end(new Error(`a measuring process ended (${signal ?? code})`)));
+    this.#child.on("error", (error) => this.#end(error));
+    this.#child.on("exit", (code, signal) => this.#end(new Error(`a measuring process ended (${signal ?? code})`)));
   }
 
   request(message: ToWorker): Promise<Measured | undefined> {
     return new Promise((resolve, reject) => {
-      this.settle = { resolve, reject };
-      if (this.ended) reject(this.ended);
-      else this.child.send(message);
+      this.#settle = { resolve, reject };
+      if (this.#ended) reject(this.#ended);
+      else this.#child.send(message);
     });
   }
 
   stop(): void {
-    this.child.kill();
+    this.#child.kill();
   }
 
-  private end(error: Error): void {
-    this.ended ??= error;
-    this.settle?.reject(error);
+  #end(error: Error): void {
+    this.#ended ??= error;
+    this.#settle?.reject(error);
   }
 }

@@ -35,7 +35,7 @@ function isMatrix(shape: Shape, rows: number, columns: number): boolean {
 /** Whether a file's factors fit the modules they are for. A slice's outputs are checked where slices are merged. */
 export function checkFactors(shapes: FactorShapes, target: AdapterTarget): FactorCheck {
   const modules = target.kind === "split" ? target.modules : [target.module];
-  const module = modules[0]!;
+  const module = modules[0];
   const inputs = module.inFeatures / (module.groups ?? 1);
   const outputs = modules.reduce((total, { outFeatures }) => total + outFeatures, 0);
   const kernel = module.kind === "conv" ? (module.kernel ?? [1, 1]) : [1, 1];
@@ -63,8 +63,8 @@ export function checkFactors(shapes: FactorShapes, target: AdapterTarget): Facto
  * Composes a Tucker-decomposed convolution's first two layers into one down factor:
  * `composed[i, c, h, w] = sum over j of mid[i, j, h, w] * down[j, c]`, as the 1x1 convolution `down` feeds `mid`
  * (LyCORIS, LoCon with `use_tucker`; `rebuild_tucker` there).
- * @param mid `[outerRank, innerRank, positions]`.
- * @param down `[innerRank, inputs]`.
+ * @param mid - `[outerRank, innerRank, positions]`.
+ * @param down - `[innerRank, inputs]`.
  * @returns `[outerRank, inputs, positions]`.
  */
 export function composeTucker(
@@ -79,10 +79,10 @@ export function composeTucker(
   for (let i = 0; i < outerRank; i++)
     for (let j = 0; j < innerRank; j++)
       for (let c = 0; c < inputs; c++) {
-        const weight = down[j * inputs + c]!;
+        const weight = down[j * inputs + c];
         const target = (i * inputs + c) * positions;
         const source = (i * innerRank + j) * positions;
-        for (let p = 0; p < positions; p++) sums[target + p]! += mid[source + p]! * weight;
+        for (let p = 0; p < positions; p++) sums[target + p] += mid[source + p] * weight;
       }
   return Float32Array.from(sums);
 }
@@ -100,8 +100,8 @@ export interface ProjectionFactors {
 /**
  * Factors of a fused projection from those of its parts: the downs one below the other, the ups block-diagonal.
  * Parts without factors stay unchanged, which needs all parts to be of equal size.
- * @param count Number of parts in the fused module.
- * @param outputs Outputs of the fused module.
+ * @param count - Number of parts in the fused module.
+ * @param outputs - Outputs of the fused module.
  */
 export function mergeProjections(
   parts: readonly ProjectionFactors[],

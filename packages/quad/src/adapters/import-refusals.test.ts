@@ -58,12 +58,12 @@ describe("what is not read", () => {
   });
 
   test.each<[string, Spec[], string]>([
-    ["NaN", [[good[0]![0], [2, 4], ramp(8).fill(Number.NaN, 5, 6)], good[1]!], "lora_down"],
-    ["infinity", [good[0]!, [good[1]![0], [4, 2], ramp(8).fill(Number.POSITIVE_INFINITY, 7)]], "lora_up"],
-    ["F16 overflow", [good[0]!, [good[1]![0], [4, 2], ramp(8).fill(70000), "F16"]], "lora_up"],
+    ["NaN", [[good[0][0], [2, 4], ramp(8).fill(Number.NaN, 5, 6)], good[1]], "lora_down"],
+    ["infinity", [good[0], [good[1][0], [4, 2], ramp(8).fill(Number.POSITIVE_INFINITY, 7)]], "lora_up"],
+    ["F16 overflow", [good[0], [good[1][0], [4, 2], ramp(8).fill(70000), "F16"]], "lora_up"],
     [
       "overflow by the scale",
-      [good[0]!, [good[1]![0], [4, 2], ramp(8).fill(3e38)], [`${flatQ}.alpha`, [], Float32Array.of(4)]],
+      [good[0], [good[1][0], [4, 2], ramp(8).fill(3e38)], [`${flatQ}.alpha`, [], Float32Array.of(4)]],
       "lora_up",
     ],
     ["an infinite alpha", [...good, [`${flatQ}.alpha`, [], Float32Array.of(Number.POSITIVE_INFINITY)]], "alpha"],
@@ -74,8 +74,8 @@ describe("what is not read", () => {
   test("integers in place of weights are refused: their scales are nowhere", async () => {
     const path = join(folder, "codes.safetensors");
     await writeSafetensors(path, [
-      { name: good[0]![0], dtype: "I8", shape: [2, 4], data: new Int8Array(8) },
-      { name: good[1]![0], dtype: "F32", shape: [4, 2], data: ramp(8) },
+      { name: good[0][0], dtype: "I8", shape: [2, 4], data: new Int8Array(8) },
+      { name: good[1][0], dtype: "F32", shape: [4, 2], data: ramp(8) },
     ]);
     expect(await failure(importAdapter(path, modules))).toMatch(/codes\.safetensors: .*lora_down.*integers.*got I8/);
   });
@@ -100,7 +100,7 @@ describe("what is not read", () => {
     expect(await failure(importSpecs([["a.lora_A.weight", [1]]], { of: [] }))).toMatch(/no adaptable ones/);
   });
 
-  test("paths that are no adapter", async () => {
+  test("paths that are not an adapter", async () => {
     expect(await failure(importAdapter(join(folder, "missing"), modules))).toMatch(/does not exist/);
     const empty = join(folder, "empty");
     await mkdir(empty);

@@ -32,14 +32,14 @@ describe("shapes", () => {
     const image = ramp(2 * 9, 5);
     const reduced = Array.from({ length: 2 * 9 }, (_, i) => {
       const [j, p] = [Math.floor(i / 9), i % 9];
-      return down[j * 2]! * image[p]! + down[j * 2 + 1]! * image[9 + p]!;
+      return down[j * 2] * image[p] + down[j * 2 + 1] * image[9 + p];
     });
     const sumOf = (length: number, term: (i: number) => number) =>
       Array.from({ length }, (_, i) => term(i)).reduce((a, b) => a + b, 0);
-    const core = [0, 1, 2].map((i) => sumOf(18, (n) => mid[i * 18 + n]! * reduced[n]!));
-    const expected = [0, 1, 2].map((o) => 0.5 * sumOf(3, (i) => up[o * 3 + i]! * core[i]!));
-    const inner = [0, 1, 2].map((i) => sumOf(18, (n) => layer.down[i * 18 + n]! * image[n]!));
-    expect([0, 1, 2].map((o) => sumOf(3, (i) => layer.up[o * 3 + i]! * inner[i]!))).toEqual(expected);
+    const core = [0, 1, 2].map((i) => sumOf(18, (n) => mid[i * 18 + n] * reduced[n]));
+    const expected = [0, 1, 2].map((o) => 0.5 * sumOf(3, (i) => up[o * 3 + i] * core[i]));
+    const inner = [0, 1, 2].map((i) => sumOf(18, (n) => layer.down[i * 18 + n] * image[n]));
+    expect([0, 1, 2].map((o) => sumOf(3, (i) => layer.up[o * 3 + i] * inner[i]))).toEqual(expected);
   });
 
   test("a fused projection is split: rows of up, one down for all", async () => {
@@ -53,7 +53,7 @@ describe("shapes", () => {
     expect(adapter.layers.map(({ module }) => module.split(".").at(-1))).toEqual(["to_q", "to_k", "to_v"]);
     expect([first!.up, second!.up, third!.up]).toEqual([up.slice(0, 8), up.slice(8, 16), up.slice(16)]);
     expect(second!.down).toBe(first!.down);
-    expect(adapter.report.matched[0]!.module).toBe(
+    expect(adapter.report.matched[0].module).toBe(
       ["to_q", "to_k", "to_v"].map((n) => `${block}.attn1.${n}`).join(" + "),
     );
   });
@@ -73,14 +73,14 @@ describe("shapes", () => {
     const delta = ({ up, down, rank }: typeof layer) =>
       Array.from({ length: 18 }, (_, n) => {
         const [o, c] = [Math.floor(n / 3), n % 3];
-        return Array.from({ length: rank }, (_, r) => up[o * rank + r]! * down[r * 3 + c]!).reduce((a, b) => a + b, 0);
+        return Array.from({ length: rank }, (_, r) => up[o * rank + r] * down[r * 3 + c]).reduce((a, b) => a + b, 0);
       });
     const own = (rank: number, i: number) =>
       Array.from({ length: 6 }, (_, n) => {
         const [o, c] = [Math.floor(n / 3), n % 3];
         return Array.from(
           { length: rank },
-          (_, r) => ramp(2 * rank, i)[o * rank + r]! * ramp(rank * 3)[r * 3 + c]!,
+          (_, r) => ramp(2 * rank, i)[o * rank + r] * ramp(rank * 3)[r * 3 + c],
         ).reduce((a, b) => a + b, 0);
       });
     expect(delta(layer)).toEqual([...own(2, 1), ...own(3, 2), ...own(1, 0)]);

@@ -24,9 +24,9 @@ type Mismatch = { readonly expected: string; readonly got: string };
 
 /**
  * Reads a LoRA of any common format: kohya / A1111 with LoCon, LyCORIS' LoCon, diffusers, PEFT.
- * @param path A .safetensors file, or the folder of a PEFT or diffusers adapter.
- * @param modules The model's adaptable modules: names in the file are looked up among names derived from theirs.
- * @param options.name Name of the adapter; that of the file or folder by default.
+ * @param path - A .safetensors file, or the folder of a PEFT or diffusers adapter.
+ * @param modules - The model's adaptable modules: names in the file are looked up among names derived from theirs.
+ * @param options.name - Name of the adapter; that of the file or folder by default.
  * @returns Layers with all scaling folded in, and a report of every key in the file.
  * @throws InputError for malformed files, for methods other than LoRA (LoHa, LoKr, DoRA, ...), for values that are not
  * finite, and where no layer at all fits the model.
@@ -77,7 +77,7 @@ function groupKeys(reader: SafetensorsReader, report: Report): KeyGroup[] {
         file: reader.path,
         where: key,
         expected: "LoRA or LoCon",
-        fix: "Convert it to a LoRA (by extracting one from the merged weights), or use another file",
+        fix: "Convert it to a LoRA (by extracting one from the merged weights), or use another file.",
       });
     if (parsed.kind === "unsupported") {
       report.unmatched.push({ key, reason: parsed.reason });
@@ -121,7 +121,7 @@ async function readLayers(
     const { target } = resolution;
     const targets = target.kind === "split" ? target.modules : [target.module];
     const module = targets.map(({ name }) => name).join(" + ");
-    const { component } = targets[0]!;
+    const { component } = targets[0];
     const config = configOf(component, group.format);
     const factors = findClaim(claims, target) ?? (await readFactors(reader, group, target, config));
     if ("expected" in factors) {
@@ -171,7 +171,7 @@ function findClaim(claims: ReadonlyMap<string, string>, target: AdapterTarget): 
   const own = claimsOf(target);
   const conflicting =
     target.kind === "slice"
-      ? [`${target.module.component}/${target.module.name}`, own[1]!]
+      ? [`${target.module.component}/${target.module.name}`, own[1]]
       : [...own, ...own.map((name) => `${name} in part`)];
   const other = conflicting.map((name) => claims.get(name)).find((path) => path !== undefined);
   return other === undefined ? undefined : { expected: "one adapter for a module", got: `also ${other}` };
@@ -202,7 +202,7 @@ async function readFactors(
     const alpha = await reader.readFloat32(alphaKey);
     assertFinite(alpha, reader.path, alphaKey);
     if (alpha.length !== 1) return { expected: "a single number as alpha", got: `[${shapeOf(alphaKey).join(", ")}]` };
-    scale = config ? config.scale(alpha[0]!, scaleRank) : alpha[0]! / scaleRank;
+    scale = config ? config.scale(alpha[0], scaleRank) : alpha[0] / scaleRank;
   } else if (config) scale = config.scale(config.alphaOf(names), scaleRank);
 
   let down = await readFinite(reader, downKey);
@@ -235,7 +235,7 @@ function refuseIntegers(reader: SafetensorsReader, key: string): void {
     where: key,
     expected: "F32, F16 or BF16",
     got: dtype,
-    fix: "Use the file as it was trained, before any quantization",
+    fix: "Use the file as it was trained, before any quantization.",
   });
 }
 
@@ -247,7 +247,7 @@ function assertFinite(values: Float32Array, file: string, key: string): void {
         file,
         where: key,
         got: `${values[i]} at element ${i}`,
-        fix: "The training overflowed or the file is damaged: use another checkpoint",
+        fix: "The training overflowed or the file is damaged: use another checkpoint.",
       });
 }
 
@@ -261,7 +261,7 @@ function nothingMatched(reader: SafetensorsReader, modules: readonly AdaptableMo
     where: misfit?.key,
     expected: misfit?.expected ?? `keys for modules such as ${names.join(", ") || "(the model has no adaptable ones)"}`,
     got: misfit?.got ?? (keys.join(", ") || "a file without tensors"),
-    fix: "Check that it is a LoRA, that it was made for this model's architecture (SD 1.5, SDXL, ...), and that the model exposes the modules it adapts",
+    fix: "Check that it is a LoRA, that it was made for this model's architecture (SD 1.5, SDXL, ...), and that the model exposes the modules it adapts.",
   });
 }
 

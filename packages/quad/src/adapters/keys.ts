@@ -16,7 +16,7 @@ export type ParsedKey =
   | { readonly kind: "refused"; readonly method: string }
   | { readonly kind: "unsupported"; readonly reason: string };
 
-/** Methods whose change is no product of two factors; half of one would be a wrong picture rather than a weaker one. */
+/** Methods whose change is not a product of two factors; half of one would be a wrong picture rather than a weaker one. */
 const refusals: readonly (readonly [RegExp, string])[] = [
   [/\.hada_(w1|w2|t1|t2)/, "LoHa"],
   [/\.lokr_(w1|w2|t1|t2)/, "LoKr"],
@@ -45,15 +45,15 @@ export function parseKey(key: string): ParsedKey {
   const kohya = /^(.+)\.lora_(down|up|mid)\.weight$/.exec(key);
   if (kohya) {
     const format = key.startsWith("lycoris_") ? "lycoris" : "kohya";
-    return { kind: "part", part: kohya[2] as AdapterPart, module: kohya[1]!, format };
+    return { kind: "part", part: kohya[2] as AdapterPart, module: kohya[1], format };
   }
   // PEFT puts the adapter's name in between unless it was saved for sharing: `.lora_A.default.weight`.
   const peft = /^(.+)\.lora_([AB])(?:\.[^.]+)??(?:\.weight)?$/.exec(key);
   if (peft && !key.endsWith(".bias"))
-    return { kind: "part", part: peft[2] === "A" ? "down" : "up", module: peft[1]!, format: "peft" };
+    return { kind: "part", part: peft[2] === "A" ? "down" : "up", module: peft[1], format: "peft" };
 
   const diffusers = /^(.+)\.lora(?:_linear_layer)?\.(down|up)\.weight$/.exec(key);
-  if (diffusers) return { kind: "part", part: diffusers[2] as AdapterPart, module: diffusers[1]!, format: "diffusers" };
+  if (diffusers) return { kind: "part", part: diffusers[2] as AdapterPart, module: diffusers[1], format: "diffusers" };
   // diffusers' attention processors: `attn1.processor.to_q_lora.down.weight` adapts `attn1.to_q`.
   const processor = /^(.+?)(?:\.processor)?\.([a-z_]+)_lora\.(down|up)\.weight$/.exec(key);
   if (processor)
@@ -64,7 +64,7 @@ export function parseKey(key: string): ParsedKey {
       format: "diffusers",
     };
   const alpha = /^(.+?)(?:\.processor)?\.alpha$/.exec(key);
-  if (alpha) return { kind: "part", part: "alpha", module: alpha[1]!.replace(/_lora$/, "") };
+  if (alpha) return { kind: "part", part: "alpha", module: alpha[1].replace(/_lora$/, "") };
 
   for (const [pattern, reason] of unsupported) if (pattern.test(key)) return { kind: "unsupported", reason };
   return { kind: "unsupported", reason: "no suffix of a known LoRA format" };

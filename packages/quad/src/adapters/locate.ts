@@ -21,14 +21,14 @@ export interface AdapterFiles {
  */
 export async function locateAdapter(path: string): Promise<AdapterFiles> {
   const kind = await stat(path).catch(() => undefined);
-  if (!kind) throw new InputError({ what: "the adapter does not exist", file: path, fix: "Check the path" });
+  if (!kind) throw new InputError({ what: "the adapter does not exist", file: path, fix: "Check the path." });
   if (!kind.isDirectory()) {
     if (/\.(ckpt|pt|pth|bin)$/i.test(path))
       throw new InputError({
         what: "pickled weights are not read, as loading them may run code",
         file: path,
         expected: "a .safetensors file",
-        fix: "Convert it to safetensors",
+        fix: "Convert it to safetensors.",
       });
     const files = await readdir(dirname(path));
     const isNamedByFolder = [peftWeights, diffusersWeights].includes(basename(path));
@@ -46,7 +46,7 @@ export async function locateAdapter(path: string): Promise<AdapterFiles> {
       file: path,
       expected: `${configName} with ${peftWeights}, or ${diffusersWeights}`,
       got: files.slice(0, 5).join(", ") || "an empty folder",
-      fix: "Give the .safetensors file itself, or save the adapter again",
+      fix: "Give the .safetensors file itself, or save the adapter again.",
     });
   return {
     weights: join(path, weights),

@@ -68,14 +68,14 @@ function transformer(name: string, channels: number, depth: number, shape: UnetS
 /** Layers of diffusers' UNet2DConditionModel, or of the original code's UNet, whose blocks are counted through. */
 function unetLayers(shape: UnetShape, naming: "diffusers" | "sgm"): Layer[] {
   const isSgm = naming === "sgm";
-  const timeSize = shape.channels[0]! * 4;
+  const timeSize = shape.channels[0] * 4;
   const residual = (name: string, from: number, to: number): Layer[] => [
     conv(`${name}.${isSgm ? "in_layers.2" : "conv1"}`, from, to),
     conv(`${name}.${isSgm ? "out_layers.3" : "conv2"}`, to, to),
     linear(`${name}.${isSgm ? "emb_layers.1" : "time_emb_proj"}`, timeSize, to),
     ...(from === to ? [] : [conv(`${name}.${isSgm ? "skip_connection" : "conv_shortcut"}`, from, to, 1)]),
   ];
-  const first = shape.channels[0]!;
+  const first = shape.channels[0];
   const layers = [
     conv(isSgm ? "input_blocks.0.0" : "conv_in", 4, first),
     conv(isSgm ? "out.2" : "conv_out", first, 4),
@@ -91,7 +91,7 @@ function unetLayers(shape: UnetShape, naming: "diffusers" | "sgm"): Layer[] {
   let channels = first;
   let place = 1;
   for (const [level, to] of shape.channels.entries()) {
-    const depth = shape.depth[level]!;
+    const depth = shape.depth[level];
     for (let j = 0; j < shape.blocksPerLevel; j++, place++) {
       layers.push(...residual(isSgm ? `input_blocks.${place}.0` : `down_blocks.${level}.resnets.${j}`, channels, to));
       const attention = isSgm ? `input_blocks.${place}.1` : `down_blocks.${level}.attentions.${j}`;
@@ -113,8 +113,8 @@ function unetLayers(shape: UnetShape, naming: "diffusers" | "sgm"): Layer[] {
   place = 0;
   for (let block = 0; block < shape.channels.length; block++) {
     const level = shape.channels.length - 1 - block;
-    const to = shape.channels[level]!;
-    const depth = shape.depth[level]!;
+    const to = shape.channels[level];
+    const depth = shape.depth[level];
     for (let j = 0; j <= shape.blocksPerLevel; j++, place++) {
       const name = isSgm ? `output_blocks.${place}.0` : `up_blocks.${block}.resnets.${j}`;
       layers.push(...residual(name, channels + skips.pop()!, to));

@@ -99,7 +99,7 @@ export class ModuleIndex {
     }
   }
 
-  /** @param path A key without its suffix, such as `lora_unet_conv_in` or `base_model.model.unet.conv_in`. */
+  /** @param path - A key without its suffix, such as `lora_unet_conv_in` or `base_model.model.unet.conv_in`. */
   resolve(path: string): Resolution {
     const stripped = path.replace(/^(base_model\.model\.)+/, "");
     if (foreignPrefixes.test(stripped)) return { reason: "belongs to a component that the model does not have" };

@@ -25,13 +25,13 @@ export class PeftConfig {
   readonly #file: string;
 
   /**
-   * @param json The parsed `adapter_config.json`, or the same members from elsewhere.
+   * @param json - The parsed `adapter_config.json`, or the same members from elsewhere.
    * @throws InputError for malformed configurations and for methods other than LoRA.
    */
   constructor(json: unknown, file: string) {
     const parsed = configSchema.safeParse(json);
     if (!parsed.success) {
-      const issue = parsed.error.issues[0]!;
+      const issue = parsed.error.issues[0];
       throw new InputError({ what: issue.message, file, where: issue.path.join(".") || undefined });
     }
     this.#config = parsed.data;
@@ -43,18 +43,18 @@ export class PeftConfig {
         file,
         where: isDora ? "use_dora" : "peft_type",
         expected: "LORA",
-        fix: "Train a plain LoRA, or extract one from the merged weights",
+        fix: "Train a plain LoRA, or extract one from the merged weights.",
       });
     if (typeof initialisation === "string" && baseChangingInitialisations.test(initialisation))
       throw new InputError({
         what: `${initialisation} trains against changed base weights`,
         file,
         where: "init_lora_weights",
-        fix: "Save it with PEFT's path_initial_model_for_weight_conversion, which makes it a plain LoRA",
+        fix: "Save it with PEFT's path_initial_model_for_weight_conversion, which makes it a plain LoRA.",
       });
   }
 
-  /** @param names Spellings of the module's path; the first pattern that fits any of them holds, as in PEFT. */
+  /** @param names - Spellings of the module's path; the first pattern that fits any of them holds, as in PEFT. */
   rankOf(names: readonly string[]): number {
     return this.#lookUp(this.#config.rank_pattern, names) ?? this.#config.r;
   }
@@ -75,7 +75,7 @@ export class PeftConfig {
         // A pattern is a regular expression for the end of a path, from a dot on.
         expression = new RegExp(`^(?:.*\\.)?(?:${pattern})$`);
       } catch {
-        throw new InputError({ what: "a pattern is no regular expression", file: this.#file, where: pattern });
+        throw new InputError({ what: "a pattern is not a regular expression", file: this.#file, where: pattern });
       }
       if (names.some((name) => expression.test(name))) return value;
     }
@@ -102,7 +102,7 @@ export function configsFromMetadata(
   }
   const members = z.record(z.string(), z.unknown()).safeParse(json);
   if (!members.success)
-    throw new InputError({ what: "the metadata is no object", file, where: "lora_adapter_metadata" });
+    throw new InputError({ what: "the metadata is not an object", file, where: "lora_adapter_metadata" });
   const entries = Object.entries(members.data);
   const cache = new Map<string, PeftConfig | undefined>();
   return (component) => {

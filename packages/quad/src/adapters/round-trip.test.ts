@@ -17,7 +17,7 @@ describe("Pocket's adapters", () => {
       const path = /^\/(.+)\/(MatMul|Gemm|Conv)$/.exec(node.name);
       const shape = node.inputs[1]?.initializer?.dims;
       if (!path || !shape) return [];
-      const name = path[1]!.replaceAll("/", ".");
+      const name = path[1].replaceAll("/", ".");
       const [first, second, height, width] = shape as [number, number, number, number];
       if (path[2] === "Conv")
         return [
@@ -66,7 +66,7 @@ describe("Pocket's adapters", () => {
         adapter.layers.map(({ module, rank }) => [module, rank]),
       );
       for (const [i, { module, down, up }] of adapter.layers.entries())
-        expect(areEqual(back.layers[i]!.down, down) && areEqual(back.layers[i]!.up, up), module).toBe(true);
+        expect(areEqual(back.layers[i].down, down) && areEqual(back.layers[i].up, up), module).toBe(true);
     }
   });
 });
@@ -80,7 +80,7 @@ test("written adapters keep ranks that differ, components and the ends of paths 
   ];
   const layers = list.map((module, i) => {
     const rank = i + 1;
-    const size = (module.inFeatures / (module.groups ?? 1)) * (module.kernel ?? [1, 1])[0]!;
+    const size = (module.inFeatures / (module.groups ?? 1)) * (module.kernel ?? [1, 1])[0];
     const { component, name } = module;
     return { component, module: name, rank, down: ramp(rank * size, i), up: ramp(module.outFeatures * rank, i + 1) };
   });
@@ -97,8 +97,8 @@ test("written adapters keep ranks that differ, components and the ends of paths 
   const unet = list.slice(2);
   await writePeft(join(folder, "one-component"), layers.slice(2), unet);
   expect((await importAdapter(join(folder, "one-component"), unet)).layers).toEqual(layers.slice(2));
-  const large = [{ ...layers[0]!, up: ramp(2).fill(70000) }];
+  const large = [{ ...layers[0], up: ramp(2).fill(70000) }];
   expect(await failure(writeKohya(join(folder, "large"), large, list, { dtype: "F16" }))).toMatch(/range of F16/);
   expect(await failure(writeKohya(join(folder, "none"), layers, []))).toMatch(/no such module/);
-  expect(await failure(writePeft(join(folder, "odd"), [{ ...layers[0]!, down: ramp(3) }], list))).toMatch(/do not fit/);
+  expect(await failure(writePeft(join(folder, "odd"), [{ ...layers[0], down: ramp(3) }], list))).toMatch(/do not fit/);
 });

@@ -14,7 +14,7 @@ export interface WriteAdapterOptions {
 
 /**
  * Writes a kohya / A1111 LoRA file. The scale is part of the factors, so alpha equals the rank.
- * @param modules Modules of the model, for the shapes of convolutions.
+ * @param modules - Modules of the model, for the shapes of convolutions.
  * @throws InputError for layers of unknown modules or other shapes, and for values that F16 cannot hold.
  */
 export async function writeKohya(
@@ -54,7 +54,7 @@ export async function writeKohya(
 /**
  * Writes a PEFT adapter: `adapter_model.safetensors` and `adapter_config.json`. The scale is part of the factors, so
  * alpha equals the rank everywhere.
- * @param folder Created if missing.
+ * @param folder - Created if missing.
  * @throws InputError as {@link writeKohya}.
  */
 export async function writePeft(
@@ -133,7 +133,7 @@ function factorTensors(layer: AdapterLayer, module: AdaptableModule, dtype: "F32
       throw new InputError({
         what: "the layer's factors exceed the range of F16",
         where: layer.module,
-        fix: "Write it as F32 or BF16",
+        fix: "Write it as F32 or BF16.",
       });
     return { dtype, shape, data: () => fromFloat32(values, dtype) };
   };

@@ -312,6 +312,6 @@ function checkFinite(values: Float32Array, factor: "A" | "B"): void {
     throw new InputError({
       what: `factor ${factor} is not finite`,
       got: `${values[index]} at element ${index}`,
-      fix: "The adapter's training overflowed or its file is damaged: use another checkpoint",
+      fix: "The adapter's training overflowed or its file is damaged: use another checkpoint.",
     });
 }

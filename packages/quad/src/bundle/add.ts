@@ -68,7 +68,7 @@ export async function addToBundle(options: AddOptions): Promise<AdapterRecord> {
     align: profile.policy.align && !options.distill,
     task,
     withoutSlot,
-    ...(signal ? { signal } : {}),
+    signal,
     onProgress: (done, total) => options.onProgress?.("encoding", done, total),
   });
   if (options.against !== undefined) {
@@ -93,8 +93,8 @@ async function distilled(options: AddOptions, settings: DistillSettings, bound: 
     ...{ exposed: against, profile: join(resolve(bundle), bundleFiles.profile), name, bound, settings },
     openTeacher: () => openReference(against, name, adapter),
     cases: (options.cases ?? [{}]).map((own) => ({ ...defaults, ...own })),
-    ...(signal ? { signal } : {}),
-    ...(onProgress ? { onProgress } : {}),
+    signal,
+    onProgress,
   });
 }
 
@@ -110,7 +110,7 @@ function defaultsOf({ prompt, negativePrompt, steps, guidance }: Task): TaskCase
 function refuseTakenName({ bundle, name }: AddOptions): void {
   if (!/^[\w.-]+$/.test(name) || name === "base") {
     throw new InputError({
-      what: "is no name for an adapter",
+      what: "is not a name for an adapter",
       got: `"${name}"`,
       expected: 'letters, digits, dots, dashes and underscores, and not "base"',
     });
@@ -176,7 +176,7 @@ async function drawReference(
       name,
       chosen.map((own) => ({ ...defaults, ...own })),
       {
-        ...(signal ? { signal } : {}),
+        signal,
         onProgress: (done, total) => onProgress?.("drawing in full precision", done, total),
       },
     );

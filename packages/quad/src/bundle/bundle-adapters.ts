@@ -17,7 +17,7 @@ export interface FrozenBundle extends EncodingFrame {
   manifest: BundleManifest;
 }
 
-/** @throws InputError if the folder is no bundle, or its profile or slots are not those of its manifest */
+/** @throws InputError if the folder is not a bundle, or its profile or slots are not those of its manifest */
 export async function openFrozen(path: string): Promise<FrozenBundle> {
   const bundle = resolve(path);
   const manifest = await readManifest(bundle);

@@ -22,7 +22,7 @@ export const bundleFiles = {
   adapters: "adapters",
 } as const;
 
-/** @throws InputError if the folder is no bundle of this version */
+/** @throws InputError if the folder is not a bundle of this version */
 export async function readManifest(bundle: string): Promise<BundleManifest> {
   const file = join(bundle, bundleFiles.manifest);
   let text: string;
@@ -79,7 +79,7 @@ export async function refuseForeignFolder(out: string): Promise<void> {
   const entries = await readdir(out).catch(() => ["a file"]);
   if (entries.length === 0 || existsSync(join(out, bundleFiles.manifest))) return;
   throw new InputError({
-    what: "exists and is no bundle",
+    what: "exists and is not a bundle",
     file: out,
     fix: "Choose another --out, or remove it first.",
   });

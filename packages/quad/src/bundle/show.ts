@@ -22,7 +22,7 @@ export interface BundleSummary {
 
 /**
  * Reads what a bundle says of itself. Sizes are the manifest's; hashes are compared when a bundle is opened.
- * @throws InputError if the folder is no bundle
+ * @throws InputError if the folder is not a bundle
  */
 export async function showBundle(bundle: string): Promise<BundleSummary> {
   const manifest = await readManifest(bundle);

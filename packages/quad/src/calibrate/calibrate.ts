@@ -37,7 +37,7 @@ export async function recordTask(
   const pipeline = typeof exposed === "string" ? await openFolder(exposed) : exposed;
   try {
     const trajectory = await recordTrajectory(pipeline, task, cases, {
-      ...(options.signal ? { signal: options.signal } : {}),
+      signal: options.signal,
       onProgress: (done, total) => options.onProgress?.(`recording ${task}`, done, total),
     });
     await writeTrajectory(file, trajectory);

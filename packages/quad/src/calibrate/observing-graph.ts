@@ -80,18 +80,18 @@ function named(value: Value, name: string): Value {
 
 /** One-element int64 constants, each made once. */
 class Constants {
-  private readonly graph: Graph;
-  private readonly made = new Map<number, Value>();
+  readonly #graph: Graph;
+  readonly #made = new Map<number, Value>();
 
   constructor(graph: Graph) {
-    this.graph = graph;
+    this.#graph = graph;
   }
 
   int(value: number): Value {
-    const known = this.made.get(value);
+    const known = this.#made.get(value);
     if (known) return known;
-    const made = this.graph.addInitializer(`quad.int.${value}`, Tensor.int64([1], [value]));
-    this.made.set(value, made);
+    const made = this.#graph.addInitializer(`quad.int.${value}`, Tensor.int64([1], [value]));
+    this.#made.set(value, made);
     return made;
   }
 }

@@ -17,7 +17,7 @@ export async function recordTrajectory(
   for (const [caseIndex, request] of cases.entries()) {
     const { guidance, latents } = await pipeline.generate({
       ...request,
-      ...(options.signal ? { signal: options.signal } : {}),
+      signal: options.signal,
       onModelRun: ({ step, steps, inputs, output }) => {
         calls.push({ caseIndex, step, steps, inputs: copyAll(inputs), output: copy(output) });
       },

@@ -81,7 +81,7 @@ export interface CompileResult {
 /**
  * Stage: exposed folder and profile -> bundle. One quantized graph, the adapters as integer codes on its scales, and a
  * manifest of everything. The folder appears under its name only when complete; same input, same bytes.
- * @throws InputError when the profile belongs to another graph or target, or `out` exists and is no bundle
+ * @throws InputError when the profile belongs to another graph or target, or `out` exists and is not a bundle
  */
 export async function compileBundle(options: CompileOptions): Promise<CompileResult> {
   const { signal, onProgress } = options;
@@ -121,7 +121,7 @@ export async function compileBundle(options: CompileOptions): Promise<CompileRes
     signal?.throwIfAborted();
 
     await copyRest(exposed, component, temporary);
-    await saveModel(model, componentFile(temporary, component), { ...(signal ? { signal } : {}) });
+    await saveModel(model, componentFile(temporary, component), { signal });
     onProgress?.("compiling the graph", 3, 3);
     const elementType = policy.adapterBits === 8 ? "int8" : "int16";
     const bundleSlots: SlotsFile = {
@@ -229,7 +229,7 @@ async function writeAdapters(
   for (const [name, adapter] of adapters) {
     const { files, record } = await encodeForBundle(name, adapter, frame, {
       align: adapter.align && frame.profile.policy.align,
-      ...(signal ? { signal } : {}),
+      signal,
       onProgress: (done, total) =>
         onProgress?.("encoding adapters", records.length * total + done, adapters.size * total),
     });
@@ -258,7 +258,7 @@ async function measureTasks(
       const quality = await measureQuality(pipeline, component, trajectory, {
         batch: shape.batch,
         calls: qualityCalls ?? 32,
-        ...(signal ? { signal } : {}),
+        signal,
       });
       qualities.set(trajectory.task, quality);
       onProgress?.("measuring the bundle", qualities.size, trajectories.length);

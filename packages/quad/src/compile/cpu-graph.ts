@@ -158,7 +158,7 @@ function takeBias(node: Node): { bias: Value | null; target: Value } {
   if (node.opType === "Gemm") {
     const bias = node.inputs[2] ?? null;
     if (!bias || (isVector(bias) && node.float("beta", 1) === 1)) return { bias, target: output };
-    throw new Error(`${node.label}: its bias is no vector`);
+    throw new Error(`${node.label}: its bias is not a vector`);
   }
   const reader = soleReader(output, "Add");
   const bias = reader?.node.inputs[1 - reader.index];

@@ -38,7 +38,7 @@ export async function recordDataset(
     const chosen = examples.slice(0, settings.pictures);
     const encoded = await encodeDataset(model, chosen, {
       ...{ channels, size: pipeline.defaultSize, flip: false },
-      ...(options.signal ? { signal: options.signal } : {}),
+      signal: options.signal,
       onProgress: (done, total) => options.onProgress?.(`encoding ${task}`, done, total),
     });
     const { guidance = 7.5, steps = 20 } = pipeline.task(task);

@@ -159,8 +159,8 @@ export async function distillAdapter(options: DistillAdapterOptions): Promise<Di
       ...{ steps, learningRate, warmup, averageDecay, seed, curvePath },
       checkpoint: { path: checkpoint, every: checkpointEvery, identity },
       evaluation: { every: validateEvery, atStart: true, evaluate },
-      ...(signal ? { signal } : {}),
-      ...(options.onProgress ? { onProgress: options.onProgress } : {}),
+      signal,
+      onProgress: options.onProgress,
     });
     const seconds = (performance.now() - started) / 1000;
     const trained = unpackFactors(result.parameters, layout, inputs, adapterBits);

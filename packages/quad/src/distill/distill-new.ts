@@ -63,7 +63,7 @@ export async function distillNew(
     const teacher = await options.openTeacher();
     try {
       const recorded = await recordTrajectory(teacher, name, asked, {
-        ...(signal ? { signal } : {}),
+        signal,
         onProgress: (done, total) => onProgress?.("drawing for distillation", done, total),
       });
       await writeTrajectory(trajectory, recorded);
@@ -73,7 +73,7 @@ export async function distillNew(
   }
   const { file } = await distillAdapter({
     ...{ exposed, profile, adapter: name, adapters, trajectory, settings, out: join(work, "out") },
-    ...(signal ? { signal } : {}),
+    signal,
     onProgress: ({ step, steps, loss }) => onProgress?.("distilling", step, steps, `${decibels(loss).toFixed(1)} dB`),
   });
   const { rank, tensors } = await readAdapterFile(file);

@@ -96,7 +96,7 @@ function checked(encoding: Encoding): Encoding {
   if (bad !== undefined)
     throw new EntryProblem(`zero point ${bad} is outside ${low} to ${high}, the codes of ${typeName(encoding)}`);
   const flat = encoding.scale.find((scale) => !(scale > 0 && Number.isFinite(scale)));
-  if (flat !== undefined) throw new EntryProblem("a scale is no positive float32");
+  if (flat !== undefined) throw new EntryProblem("a scale is not a positive float32");
   return encoding;
 }
 

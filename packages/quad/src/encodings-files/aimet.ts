@@ -250,7 +250,7 @@ function detectVersion(content: unknown, file: string): AimetVersion {
     file,
     expected: "version 0.6.1, 1.0.0 or 2.0.0 in its layout",
     got: `version ${head.version ?? "not given"}, keys ${Object.keys(head).slice(0, 6).join(", ") || "none"}`,
-    fix: "Export the encodings again, as 1.0.0 for example",
+    fix: "Export the encodings again, as 1.0.0 for example.",
   });
 }
 

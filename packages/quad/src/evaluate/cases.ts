@@ -30,7 +30,7 @@ const defaultCount = 8;
  * prompts and pictures with seeds that calibration does not use. More pictures than cases draw the cases again with other
  * seeds.
  *
- * @param count pictures; default: one per evaluation case, else 8
+ * @param count - pictures; default: one per evaluation case, else 8
  */
 export function heldOutCases(settings: TaskSettings, count?: number): { cases: CaseSettings[]; note?: string } {
   const own = settings.evaluation;

@@ -9,7 +9,7 @@ import type { Evaluation } from "../records/evaluation.ts";
 /**
  * Bytes on disk: adapters by name, and everything else that makes up the folder.
  *
- * @param originals where adapters lie outside of the folder
+ * @param originals - where adapters lie outside of the folder
  */
 export async function storageOf(
   folder: string,

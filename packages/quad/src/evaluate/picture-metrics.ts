@@ -59,7 +59,7 @@ export async function comparePictures(
 /**
  * What a task's pictures come to, with the distances between the two sets of pictures.
  *
- * @param metrics by picture
+ * @param metrics - by picture
  */
 export async function summarize(
   reference: readonly Image[],

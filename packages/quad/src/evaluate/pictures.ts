@@ -33,7 +33,7 @@ export interface DrawOptions {
  * Draws the cases of all tasks, except pictures that an earlier run left: files are named after a hash of all they depend
  * on, and appear only when complete.
  *
- * @param name of the variant, for file names
+ * @param name - of the variant, for file names
  * @returns file names in `folder`, by task
  */
 export async function drawPictures(
@@ -68,7 +68,7 @@ export async function drawPictures(
           if (!inUse) await opened.use(task);
           inUse = true;
           const { sourcePrompt: _source, ...request } = tasks.get(task)![index];
-          await writeImage(path, await opened.pipeline.generate({ ...request, ...(signal ? { signal } : {}) }));
+          await writeImage(path, await opened.pipeline.generate({ ...request, signal }));
         }
         onPicture?.(++done, total);
       }

@@ -72,7 +72,7 @@ export async function exposeCached(
   await expose(model, {
     out,
     adapters,
-    ...(signal ? { signal } : {}),
+    signal,
     onProgress: ({ stage, done, total }) => onProgress?.(stage, done, total),
   });
   return out;

@@ -17,9 +17,9 @@ export type Compared = Map<string, Map<string, VariantResult>>;
 /**
  * Compares every variant's pictures with the reference's.
  *
- * @param folder of the pictures
- * @param files by variant and task
- * @param reference model folder whose autoencoder gives features
+ * @param folder - of the pictures
+ * @param files - by variant and task
+ * @param reference - model folder whose autoencoder gives features
  */
 export async function compareAll(
   folder: string,

@@ -45,12 +45,12 @@ export class Simulations {
   readonly sources: SimulationSources;
   readonly slots: Slots;
   readonly component: string;
-  private readonly prepared: Model;
-  private readonly factors: ReadonlyMap<string, AdapterFactors>;
+  readonly #prepared: Model;
+  readonly #factors: ReadonlyMap<string, AdapterFactors>;
   /** Factors of other components, such as a text encoder: they stay as they are. */
-  private readonly others: ReadonlyMap<string, RankTensor[]>;
+  readonly #others: ReadonlyMap<string, RankTensor[]>;
   /** Of the adapters' files. */
-  private readonly hashes: ReadonlyMap<string, string>;
+  readonly #hashes: ReadonlyMap<string, string>;
 
   private constructor(
     sources: SimulationSources,
@@ -64,10 +64,10 @@ export class Simulations {
     this.sources = sources;
     this.slots = parts.slots;
     this.component = parts.component;
-    this.prepared = parts.prepared;
-    this.factors = parts.factors;
-    this.others = parts.others;
-    this.hashes = parts.hashes;
+    this.#prepared = parts.prepared;
+    this.#factors = parts.factors;
+    this.#others = parts.others;
+    this.#hashes = parts.hashes;
   }
 
   static async open(sources: SimulationSources): Promise<Simulations> {
@@ -96,7 +96,7 @@ export class Simulations {
   simulate(placement: Placement = this.sources.profile.placement): Promise<SimulatedPipeline> {
     const { folder, profile } = this.sources;
     const { weightBits, weightMethod } = profile.policy;
-    return SimulatedPipeline.open(folder, this.component, this.prepared, this.slots, {
+    return SimulatedPipeline.open(folder, this.component, this.#prepared, this.slots, {
       placement,
       weightBits,
       weightMethod,
@@ -107,12 +107,12 @@ export class Simulations {
   identityOf(task: string): unknown {
     const { profile, tasks } = this.sources;
     const used = Object.entries(adaptersOf(task, tasks.get(task) ?? {}));
-    return { profile, adapters: used.map(([name, strength]) => [name, strength, this.hashes.get(name)]) };
+    return { profile, adapters: used.map(([name, strength]) => [name, strength, this.#hashes.get(name)]) };
   }
 
   /** The points at layers' inputs, and which observed values they hold. */
   layerInputs(): QuantizationPoint[] {
-    const { layers } = findQuantizable(cloneModel(this.prepared), this.slots);
+    const { layers } = findQuantizable(cloneModel(this.#prepared), this.slots);
     return layers.flatMap(({ name, activations }) =>
       activations.map(({ node, index }, position) => ({
         name: `${name}#${position}`,
@@ -163,11 +163,11 @@ export class Simulations {
     const shared = new Map<string, SlotScales>(Object.entries(profile.slots));
     const result = new Map<string, EncodedValues>();
     for (const name of Object.keys(adaptersOf(task, tasks.get(task) ?? {}))) {
-      const factors = this.factors.get(name);
+      const factors = this.#factors.get(name);
       if (!factors) continue;
       const used = scales === "shared" ? shared : slotScales([factors], this.slots.slots, adapterBits, 1, align);
       const { rank, values } = encodeAdapter(factors, this.slots.slots, used, adapterBits, align);
-      const others = (this.others.get(name) ?? []).map((tensor) => padTo(tensor, rank));
+      const others = (this.#others.get(name) ?? []).map((tensor) => padTo(tensor, rank));
       result.set(name, { rank, values: [...values, ...others] });
     }
     return result;
@@ -176,7 +176,7 @@ export class Simulations {
   /** A task's adapters as they are. */
   async original(task: string): Promise<Map<string, Uint8Array>> {
     const { folder, tasks } = this.sources;
-    const names = Object.keys(adaptersOf(task, tasks.get(task) ?? {})).filter((name) => this.factors.has(name));
+    const names = Object.keys(adaptersOf(task, tasks.get(task) ?? {})).filter((name) => this.#factors.has(name));
     const read = async (name: string) =>
       new Uint8Array(await readFile(join(folder, "adapters", `${name}.safetensors`)));
     return new Map(await Promise.all(names.map(async (name) => [name, await read(name)] as const)));

@@ -18,14 +18,14 @@ const configSchema = z.looseObject({ scaling_factor: z.number().positive().defau
  * distance where no Inception network is at hand; its values compare only within one model.
  */
 export class VaeFeatures {
-  private readonly session: InferenceSession;
-  private readonly scale: number;
-  private readonly file: string;
+  readonly #session: InferenceSession;
+  readonly #scale: number;
+  readonly #file: string;
 
   private constructor(session: InferenceSession, scale: number, file: string) {
-    this.session = session;
-    this.scale = scale;
-    this.file = file;
+    this.#session = session;
+    this.#scale = scale;
+    this.#file = file;
   }
 
   /** @throws InputError if the folder has no encoder */
@@ -41,27 +41,27 @@ export class VaeFeatures {
   /** `[images, 16 * channels]` */
   async of(images: readonly Image[]): Promise<ImageFeatures> {
     const rows: Float32Array[] = [];
-    for (const image of images) rows.push(await this.row(image));
+    for (const image of images) rows.push(await this.#row(image));
     const dim = rows[0]?.length ?? 0;
     const data = new Float32Array(rows.length * dim);
     for (const [index, row] of rows.entries()) data.set(row, index * dim);
     return { data, dim };
   }
 
-  private async row({ width, height, data }: Image): Promise<Float32Array> {
+  async #row({ width, height, data }: Image): Promise<Float32Array> {
     const plane = width * height;
     const planes = Float32Array.from(
       { length: 3 * plane },
       (_, i) => data[3 * (i % plane) + Math.floor(i / plane)] / 127.5 - 1,
     );
     const sample = new Tensor("float32", planes, [1, 3, height, width]);
-    const outputs = await this.session.run({ [this.session.inputNames[0]]: sample });
-    const name = "latent_parameters" in outputs ? "latent_parameters" : this.session.outputNames[0];
+    const outputs = await this.#session.run({ [this.#session.inputNames[0]]: sample });
+    const name = "latent_parameters" in outputs ? "latent_parameters" : this.#session.outputNames[0];
     const latents = outputs[name];
     if (latents.type !== "float32" || latents.dims.length !== 4) {
       throw new InputError({
-        what: "the encoder's output is no float32 [1, channels, height, width]",
-        file: this.file,
+        what: "the encoder's output is not a float32 [1, channels, height, width]",
+        file: this.#file,
       });
     }
     // Mean and log-variance stand side by side in Optimum's exports.
@@ -74,7 +74,7 @@ export class VaeFeatures {
       for (let y = 0; y < rows; y++) {
         for (let x = 0; x < columns; x++) {
           const cell = Math.floor((y * grid) / rows) * grid + Math.floor((x * grid) / columns);
-          features[channel * grid * grid + cell] += this.scale * values[(channel * rows + y) * columns + x];
+          features[channel * grid * grid + cell] += this.#scale * values[(channel * rows + y) * columns + x];
           counts[channel * grid * grid + cell]++;
         }
       }
@@ -83,6 +83,6 @@ export class VaeFeatures {
   }
 
   dispose(): Promise<void> {
-    return this.session.release();
+    return this.#session.release();
   }
 }

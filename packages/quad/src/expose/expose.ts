@@ -96,7 +96,7 @@ export function resolveAdapter(path: string, modelFolder: string): string {
 /**
  * Stage: model folder and adapter files -> exposed folder (graph with adapter inputs, `slots.json`, `adapters/`, and
  * the components that stay as they are). The folder appears under its name only when complete.
- * @throws InputError when an input is broken, no adapter key fits, or `out` exists and is no exposed folder
+ * @throws InputError when an input is broken, no adapter key fits, or `out` exists and is not an exposed folder
  */
 export async function expose(modelPath: string, options: ExposeOptions): Promise<ExposeResult> {
   const out = resolve(options.out);
@@ -132,7 +132,7 @@ export async function expose(modelPath: string, options: ExposeOptions): Promise
     await keepTasks(temporary, Object.keys(options.adapters));
     for (const component of Object.keys(exposed)) {
       await saveModel(models.get(component as AdapterComponent)!, componentFile(temporary, component), {
-        ...(options.signal ? { signal: options.signal } : {}),
+        signal: options.signal,
         onProgress: (done, total) => options.onProgress?.({ stage: `writing ${component}`, done, total }),
       });
     }

@@ -58,11 +58,11 @@ function oneLayer({ kind, inFeatures, outFeatures, groups, kernel }: Shape, weig
 }
 
 function transpose(values: Float32Array, rows: number, columns: number): Float32Array {
-  return Float32Array.from(values, (_, index) => values[(index % rows) * columns + Math.floor(index / rows)]!);
+  return Float32Array.from(values, (_, index) => values[(index % rows) * columns + Math.floor(index / rows)]);
 }
 
 async function outputOf(model: Model): Promise<Float32Array> {
-  const input = model.graph.inputs[0]!;
+  const input = model.graph.inputs[0];
   const dims = input.concreteShape!;
   const x = Tensor.float32(
     dims,
@@ -71,7 +71,7 @@ async function outputOf(model: Model): Promise<Float32Array> {
       99,
     ),
   );
-  return [...(await runModel(model, { [input.name]: x })).values()][0]!.toFloat32();
+  return [...(await runModel(model, { [input.name]: x })).values()][0].toFloat32();
 }
 
 const kinds: Kind[] = ["matmul", "matmul through Transpose", "gemm", "gemm with transB", "conv"];
@@ -100,7 +100,7 @@ describe("mergeAdapter", () => {
         const expected = weight.map((value, index) => {
           const [row, column] = [Math.floor(index / columns), index % columns];
           let sum = 0;
-          for (let r = 0; r < rank; r++) sum += up[row * rank + r]! * down[r * columns + column]!;
+          for (let r = 0; r < rank; r++) sum += up[row * rank + r] * down[r * columns + column];
           return value + strength * sum;
         });
         const model = oneLayer(shape, weight);
@@ -109,7 +109,7 @@ describe("mergeAdapter", () => {
         checkModel(model);
         const [got, wanted] = [await outputOf(model), await outputOf(oneLayer(shape, expected))];
         got.forEach((value, index) => {
-          expect(value).toBeCloseTo(wanted[index]!, 4);
+          expect(value).toBeCloseTo(wanted[index], 4);
         });
         // The old weight is gone, with the Transpose behind it.
         expect(model.graph.initializers.size).toBe(1);
@@ -144,7 +144,7 @@ describe("mergeAdapter", () => {
       const { layers } = findLayers(model);
       expect(mergeAdapter(model, layers, imported.layers, strength)).toBe(120);
     }
-    expect(findLayers(model).layers.length).toBe(components[0]!.layers.length);
+    expect(findLayers(model).layers.length).toBe(components[0].layers.length);
     const file = await openSafetensors(reference);
     const input = async (key: string) => {
       const { shape } = file.entries.get(key)!;
@@ -161,7 +161,7 @@ describe("mergeAdapter", () => {
     const got = outputs.get("out_sample")!.toFloat32();
     let [difference, largest] = [0, 0];
     expected.forEach((value, index) => {
-      difference = Math.max(difference, Math.abs(value - got[index]!));
+      difference = Math.max(difference, Math.abs(value - got[index]));
       largest = Math.max(largest, Math.abs(value));
     });
     expect(difference / largest).toBeLessThan(1e-4);
@@ -183,8 +183,8 @@ describe("mergeAdapter", () => {
     };
     mergeAdapter(model, findLayers(model).layers, [layer], 10);
     const outputs = [...(await runModel(model, { x: Tensor.float32([1, 2], [1, 1]) })).values()];
-    expect([...outputs[0]!.toFloat32()]).toEqual([4, 6]);
-    expect([...outputs[1]!.toFloat32()]).toEqual([4, 16]);
+    expect([...outputs[0].toFloat32()]).toEqual([4, 6]);
+    expect([...outputs[1].toFloat32()]).toEqual([4, 16]);
   });
 
   test("half-precision weights stay half precision, and an overflow is an error", () => {

@@ -25,7 +25,7 @@ export function mergeAdapter(
   strength = 1,
 ): number {
   if (!Number.isFinite(strength)) {
-    throw new InputError({ what: "the strength is no finite number", got: String(strength) });
+    throw new InputError({ what: "the strength is not a finite number", got: String(strength) });
   }
   const byName = new Map(layers.map((layer) => [layer.name, layer]));
   for (const factors of adapterLayers) {

@@ -98,10 +98,10 @@ async function openFile(path: string): Promise<FileHandle> {
     throw new InputError({
       what: code === "EACCES" ? "the file may not be read" : "the file does not exist",
       file: path,
-      fix: "Check the path",
+      fix: "Check the path.",
     });
   }
-  throw new InputError({ what: "not a file", file: path, fix: "Give the path of a .safetensors file" });
+  throw new InputError({ what: "not a file", file: path, fix: "Give the path of a .safetensors file." });
 }
 
 async function readExactly(handle: FileHandle, path: string, position: number, length: number): Promise<Uint8Array> {

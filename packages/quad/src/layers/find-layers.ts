@@ -25,7 +25,7 @@ export interface LayerCall {
   output: Value;
 }
 
-/** A node with a constant weight that is no adaptable layer, and why. */
+/** A node with a constant weight that is not an adaptable layer, and why. */
 export interface SkippedNode {
   node: string;
   reason: string;

@@ -47,7 +47,7 @@ export async function embedImage(
   checkInput(encoder, "image encoder", name!, ["float32"], dims);
   const pixels = resizeToPlanes(image, size, size, "bicubic", centreSquare(image)).map((value, i) => {
     const channel = Math.floor(i / (size * size));
-    return (Math.min(Math.max(value, 0), 255) / 255 - CLIP_MEAN[channel]!) / CLIP_DEVIATION[channel]!;
+    return (Math.min(Math.max(value, 0), 255) / 255 - CLIP_MEAN[channel]) / CLIP_DEVIATION[channel];
   });
   const output = options.output ?? preferredOutput(encoder, "image_embeds");
   return embedding(
@@ -74,7 +74,7 @@ export async function embedText(
     throw new InputError({
       what: "token ids must be integers of at least 0, one or more",
       where: "text encoder",
-      fix: "Tokenise the prompt with the encoder's own tokenizer",
+      fix: "Tokenise the prompt with the encoder's own tokenizer.",
     });
   const dims = [1, tokenIds.length];
   const feeds = Object.fromEntries(
@@ -124,24 +124,24 @@ export function cosineSimilarity(a: ArrayLike<number>, b: ArrayLike<number>): nu
   checkLengths(a, b);
   const [normA, normB] = [norm(a), norm(b)];
   let dot = 0;
-  for (let i = 0; i < a.length; i++) dot += (a[i]! / normA) * (b[i]! / normB);
+  for (let i = 0; i < a.length; i++) dot += (a[i] / normA) * (b[i] / normB);
   return Math.min(Math.max(dot, -1), 1);
 }
 
 function change(before: ArrayLike<number>, after: ArrayLike<number>): Float64Array {
   checkLengths(before, after);
   const [normBefore, normAfter] = [norm(before), norm(after)];
-  return Float64Array.from(before, (value, i) => after[i]! / normAfter - value / normBefore);
+  return Float64Array.from(before, (value, i) => after[i] / normAfter - value / normBefore);
 }
 
 function norm(values: ArrayLike<number>): number {
   let sum = 0;
-  for (let i = 0; i < values.length; i++) sum += values[i]! ** 2;
+  for (let i = 0; i < values.length; i++) sum += values[i] ** 2;
   if (!(sum > 0) || sum === Number.POSITIVE_INFINITY)
     throw new InputError({
       what: "a direction needs a finite vector other than zero",
       got: `a squared length of ${sum}`,
-      fix: "For a directional similarity, images and texts before and after must differ",
+      fix: "For a directional similarity, images and texts before and after must differ.",
     });
   return Math.sqrt(sum);
 }
@@ -152,7 +152,7 @@ function checkLengths(a: ArrayLike<number>, b: ArrayLike<number>): void {
       what: "the embeddings differ in length",
       expected: String(a.length),
       got: String(b.length),
-      fix: "Use image and text encoders of one CLIP model, with their projections",
+      fix: "Use image and text encoders of one CLIP model, with their projections.",
     });
 }
 
@@ -167,7 +167,7 @@ function embedding({ data, dims }: NumericTensor, network: string): Float32Array
       where: network,
       expected: "[1, dim]",
       got: `[${dims.join(", ")}]`,
-      fix: "Choose the pooled, projected output with the option output",
+      fix: "Choose the pooled, projected output with the option output.",
     });
   return data;
 }

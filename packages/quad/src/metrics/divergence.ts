@@ -13,8 +13,8 @@ export function jensenShannonDivergence(p: ArrayLike<number>, q: ArrayLike<numbe
   const totalQ = histogramTotal(q, "second histogram");
   let sum = 0;
   for (let i = 0; i < p.length; i++) {
-    const a = p[i]! / totalP;
-    const b = q[i]! / totalQ;
+    const a = p[i] / totalP;
+    const b = q[i] / totalQ;
     const middle = (a + b) / 2;
     if (a > 0) sum += a * Math.log(a / middle);
     if (b > 0) sum += b * Math.log(b / middle);
@@ -33,8 +33,8 @@ export function sqnr(reference: ArrayLike<number>, approximation: ArrayLike<numb
   let signal = 0;
   let noise = 0;
   for (let i = 0; i < reference.length; i++) {
-    const value = reference[i]!;
-    const error = value - approximation[i]!;
+    const value = reference[i];
+    const error = value - approximation[i];
     signal += value * value;
     noise += error * error;
   }
@@ -52,14 +52,14 @@ function checkSameLength(a: ArrayLike<number>, b: ArrayLike<number>): void {
       what: "the two vectors must have one length, at least 1",
       expected: a.length === 0 ? "at least one value" : `${a.length} values`,
       got: `${b.length} values`,
-      fix: "Compare tensors of one shape, or histograms over the same bins",
+      fix: "Compare tensors of one shape, or histograms over the same bins.",
     });
 }
 
 function histogramTotal(values: ArrayLike<number>, name: string): number {
   let total = 0;
   for (let i = 0; i < values.length; i++) {
-    const value = values[i]!;
+    const value = values[i];
     if (!(value >= 0) || value === Number.POSITIVE_INFINITY)
       throw new InputError({
         what: "a histogram holds a value that is negative or not finite",

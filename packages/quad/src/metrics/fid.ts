@@ -62,7 +62,7 @@ export async function imageFeatures(
         where: "feature network",
         expected: `[${batch.length}, dim] or [${batch.length}, dim, 1, 1]`,
         got: `[${output.dims.join(", ")}]`,
-        fix: "Choose the pooled feature output with the option output",
+        fix: "Choose the pooled feature output with the option output.",
       });
     parts.push(output.data);
   }

@@ -18,12 +18,12 @@ export function filterValid(plane: Plane, kernel: Float64Array): Plane {
   const outWidth = width - 2 * radius;
   const outHeight = height - 2 * radius;
   const rows = new Float64Array(outWidth * height);
-  const centre = kernel[radius]!;
+  const centre = kernel[radius];
   for (let y = 0; y < height; y++) {
     for (let x = 0; x < outWidth; x++) {
       const middle = y * width + x + radius;
-      let sum = centre * data[middle]!;
-      for (let k = 1; k <= radius; k++) sum += kernel[radius + k]! * (data[middle - k]! + data[middle + k]!);
+      let sum = centre * data[middle];
+      for (let k = 1; k <= radius; k++) sum += kernel[radius + k] * (data[middle - k] + data[middle + k]);
       rows[y * outWidth + x] = sum;
     }
   }
@@ -31,9 +31,9 @@ export function filterValid(plane: Plane, kernel: Float64Array): Plane {
   for (let y = 0; y < outHeight; y++) {
     for (let x = 0; x < outWidth; x++) {
       const middle = (y + radius) * outWidth + x;
-      let sum = centre * rows[middle]!;
+      let sum = centre * rows[middle];
       for (let k = 1; k <= radius; k++)
-        sum += kernel[radius + k]! * (rows[middle - k * outWidth]! + rows[middle + k * outWidth]!);
+        sum += kernel[radius + k] * (rows[middle - k * outWidth] + rows[middle + k * outWidth]);
       out[y * outWidth + x] = sum;
     }
   }
@@ -63,8 +63,7 @@ export function halve(plane: Plane): Plane {
     for (let x = 0; x < outWidth; x++) {
       const left = 2 * x;
       const right = Math.min(left + 1, width - 1);
-      out[y * outWidth + x] =
-        (data[top + left]! + data[top + right]! + data[bottom + left]! + data[bottom + right]!) / 4;
+      out[y * outWidth + x] = (data[top + left] + data[top + right] + data[bottom + left] + data[bottom + right]) / 4;
     }
   }
   return { width: outWidth, height: outHeight, data: out };
@@ -73,6 +72,6 @@ export function halve(plane: Plane): Plane {
 /** The product of two planes of one size, sample by sample. */
 export function multiply(a: Plane, b: Plane): Plane {
   const data = new Float64Array(a.data.length);
-  for (let i = 0; i < data.length; i++) data[i] = a.data[i]! * b.data[i]!;
+  for (let i = 0; i < data.length; i++) data[i] = a.data[i] * b.data[i];
   return { width: a.width, height: a.height, data };
 }

@@ -13,7 +13,7 @@ function rotation(n: number, seed: number): Float64Array {
     for (let b = a + 1; b < n; b++) {
       const angle = 3 * normal();
       for (let k = 0; k < n; k++) {
-        const [u, v] = [q[k * n + a]!, q[k * n + b]!];
+        const [u, v] = [q[k * n + a], q[k * n + b]];
         q[k * n + a] = Math.cos(angle) * u - Math.sin(angle) * v;
         q[k * n + b] = Math.sin(angle) * u + Math.cos(angle) * v;
       }
@@ -26,7 +26,7 @@ function rotated(diagonal: number[], q: Float64Array): Float64Array {
   const n = diagonal.length;
   return Float64Array.from({ length: n * n }, (_, index) => {
     const [i, j] = [Math.floor(index / n), index % n];
-    return diagonal.reduce((sum, value, k) => sum + q[i * n + k]! * value * q[j * n + k]!, 0);
+    return diagonal.reduce((sum, value, k) => sum + q[i * n + k] * value * q[j * n + k], 0);
   });
 }
 
@@ -51,7 +51,7 @@ describe("eigenvalues of symmetric matrices", () => {
     const values = symmetricEigenvalues(rotated(diagonal, rotation(n, n)), n);
     const largest = Math.max(...diagonal.map(Math.abs));
     const expected = [...diagonal].sort((a, b) => a - b);
-    expect(Math.max(...expected.map((value, i) => Math.abs(value - values[i]!)))).toBeLessThan(1e-13 * n * largest);
+    expect(Math.max(...expected.map((value, i) => Math.abs(value - values[i])))).toBeLessThan(1e-13 * n * largest);
   });
 
   test("the path graph's Laplacian has 2 - 2 cos(pi k / n)", () => {
@@ -90,7 +90,7 @@ describe("Frechet distance", () => {
     ["singular", [9, 4, 0, 0], [1, 0, 2.25, 0]],
     ["one of them zero", [0, 0, 0, 0], [1, 3, 2, 5]],
   ])("commuting covariances, %s: sum of (s1 - s2)^2 in any rotation", (_name, first, second) => {
-    const expected = first.reduce((sum, value, i) => sum + (Math.sqrt(value) - Math.sqrt(second[i]!)) ** 2, 25);
+    const expected = first.reduce((sum, value, i) => sum + (Math.sqrt(value) - Math.sqrt(second[i])) ** 2, 25);
     for (const q of [rotation(4, 5), rotation(4, 6)]) {
       const a = gaussian([0, 3, 0, 0], rotated(first, q));
       const b = gaussian([0, 0, 4, 0], rotated(second, q));

@@ -23,9 +23,9 @@ interface FactoredGaussian {
  * the FID. Fewer samples than features are fine numerically, but FID is biased upwards for few samples: compare only
  * equal counts. The time grows with the cube of the smaller of samples and features; 5000 x 2048 takes a minute or two.
  *
- * @param featuresA `[samples, dim]` row-major; so `featuresB`; the sample counts may differ.
+ * @param featuresA - `[samples, dim]` row-major; so `featuresB`; the sample counts may differ.
  * @returns the squared distance, at least 0.
- * @throws InputError when a length is no multiple of `dim`, a set has fewer than two samples, or a value is not finite.
+ * @throws InputError when a length is not a multiple of `dim`, a set has fewer than two samples, or a value is not finite.
  */
 export function frechetDistance(
   featuresA: Float64Array | Float32Array,
@@ -46,7 +46,7 @@ export function frechetDistanceOfGaussians(a: Gaussian, b: Gaussian): number {
       what: "the two Gaussians differ in dimension",
       expected: String(a.mean.length),
       got: String(b.mean.length),
-      fix: "Use statistics of one feature network",
+      fix: "Use statistics of one feature network.",
     });
   return distance(factor(a, "first covariance"), factor(b, "second covariance"));
 }
@@ -69,7 +69,7 @@ export function fitGaussian(features: Float64Array | Float32Array, dim: number):
 function distance(a: FactoredGaussian, b: FactoredGaussian): number {
   const dim = a.mean.length;
   let shift = 0;
-  for (let i = 0; i < dim; i++) shift += (a.mean[i]! - b.mean[i]!) ** 2;
+  for (let i = 0; i < dim; i++) shift += (a.mean[i] - b.mean[i]) ** 2;
   const [small, large] = a.rank <= b.rank ? [a, b] : [b, a];
   const cross = multiplyByTransposed(small.rows, small.rank, large.rows, large.rank, dim);
   const gram = multiplyByTransposed(cross, small.rank, cross, small.rank, large.rank);
@@ -98,14 +98,14 @@ function factor({ mean, covariance }: Gaussian, name: string): FactoredGaussian 
     throw new InputError({
       what: "a Gaussian holds a value that is not finite",
       where: name,
-      fix: "Look for overflow in the feature network, 16-bit floats first",
+      fix: "Look for overflow in the feature network, 16-bit floats first.",
     });
   const factored = semidefiniteFactor(covariance, dim);
   if (!factored)
     throw new InputError({
       what: "a covariance is not positive semidefinite",
       where: name,
-      fix: "Pass a symmetric covariance matrix, row-major",
+      fix: "Pass a symmetric covariance matrix, row-major.",
     });
   return { mean, ...factored };
 }
@@ -119,19 +119,19 @@ function centre(features: Float64Array | Float32Array, dim: number, name: string
       where: name,
       expected: `at least 2 samples of ${dim} values`,
       got: `${features.length} values`,
-      fix: "Pass [samples, dim] row-major features",
+      fix: "Pass [samples, dim] row-major features.",
     });
   const mean = new Float64Array(dim);
-  for (let i = 0; i < samples; i++) for (let j = 0; j < dim; j++) mean[j]! += features[i * dim + j]! / samples;
+  for (let i = 0; i < samples; i++) for (let j = 0; j < dim; j++) mean[j] += features[i * dim + j] / samples;
   const column = mean.findIndex((value) => !Number.isFinite(value));
   if (column >= 0)
     throw new InputError({
       what: "features must be finite numbers",
       where: `${name}, feature ${column}`,
-      fix: "Look for overflow in the feature network, 16-bit floats first",
+      fix: "Look for overflow in the feature network, 16-bit floats first.",
     });
   const scale = 1 / Math.sqrt(samples - 1);
-  const rows = Float64Array.from(features, (value, i) => (value - mean[i % dim]!) * scale);
+  const rows = Float64Array.from(features, (value, i) => (value - mean[i % dim]) * scale);
   return { mean, rows, rank: samples };
 }
 

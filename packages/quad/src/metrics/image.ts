@@ -25,7 +25,7 @@ export function checkImage(image: Image, name: string): void {
       what: "an image's sides must be positive integers",
       where: name,
       got: `${width}x${height}`,
-      fix: "Pass the decoded picture's width and height",
+      fix: "Pass the decoded picture's width and height.",
     });
   if (data.length !== width * height * 3)
     throw new InputError({
@@ -33,7 +33,7 @@ export function checkImage(image: Image, name: string): void {
       where: name,
       expected: `${width * height * 3} bytes (${width}x${height}, RGB)`,
       got: `${data.length} bytes`,
-      fix: "Remove an alpha channel and expand grey to RGB before comparing",
+      fix: "Remove an alpha channel and expand grey to RGB before comparing.",
     });
 }
 
@@ -47,7 +47,7 @@ export function checkImagePair(a: Image, b: Image): void {
       where: "second image",
       expected: `${a.width}x${a.height}`,
       got: `${b.width}x${b.height}`,
-      fix: "Generate or resize both to one size before comparing",
+      fix: "Generate or resize both to one size before comparing.",
     });
 }
 
@@ -56,7 +56,7 @@ export function lumaPlane(image: Image): Plane {
   const { width, height, data } = image;
   const luma = new Float64Array(width * height);
   for (let i = 0; i < luma.length; i++)
-    luma[i] = 0.299 * data[3 * i]! + 0.587 * data[3 * i + 1]! + 0.114 * data[3 * i + 2]!;
+    luma[i] = 0.299 * data[3 * i] + 0.587 * data[3 * i + 1] + 0.114 * data[3 * i + 2];
   return { width, height, data: luma };
 }
 
@@ -65,7 +65,7 @@ export function rgbPlanes(image: Image): [Plane, Plane, Plane] {
   const { width, height, data } = image;
   const channel = (offset: number): Plane => {
     const values = new Float64Array(width * height);
-    for (let i = 0; i < values.length; i++) values[i] = data[3 * i + offset]!;
+    for (let i = 0; i < values.length; i++) values[i] = data[3 * i + offset];
     return { width, height, data: values };
   };
   return [channel(0), channel(1), channel(2)];

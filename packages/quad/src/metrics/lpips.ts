@@ -15,8 +15,8 @@ export async function lpips(session: MetricSession, a: Image, b: Image): Promise
   const dims = [1, 3, a.height, a.width];
   for (const name of names) checkInput(session, "LPIPS network", name, ["float32"], dims);
   const output = await runNetwork(session, "LPIPS network", {
-    [names[0]!]: floatTensor(signedPlanes(a), dims),
-    [names[1]!]: floatTensor(signedPlanes(b), dims),
+    [names[0]]: floatTensor(signedPlanes(a), dims),
+    [names[1]]: floatTensor(signedPlanes(b), dims),
   });
   if (output.data.length !== 1)
     throw new InputError({
@@ -24,15 +24,15 @@ export async function lpips(session: MetricSession, a: Image, b: Image): Promise
       where: `LPIPS network, output ${session.outputNames[0]}`,
       expected: "one value",
       got: `[${output.dims.join(", ")}]`,
-      fix: "Export LPIPS with spatial averaging (spatial=False)",
+      fix: "Export LPIPS with spatial averaging (spatial=False).",
     });
-  return output.data[0]!;
+  return output.data[0];
 }
 
 /** `[3, height, width]` in -1..1. */
 function signedPlanes({ width, height, data }: Image): Float32Array {
   const size = width * height;
   const planes = new Float32Array(3 * size);
-  for (let c = 0; c < 3; c++) for (let i = 0; i < size; i++) planes[c * size + i] = data[3 * i + c]! / 127.5 - 1;
+  for (let c = 0; c < 3; c++) for (let i = 0; i < size; i++) planes[c * size + i] = data[3 * i + c] / 127.5 - 1;
   return planes;
 }

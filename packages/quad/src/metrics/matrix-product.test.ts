@@ -11,12 +11,12 @@ const direct = (a: Float64Array, rowsA: number, b: Float64Array, rowsB: number, 
   Float64Array.from({ length: rowsA * rowsB }, (_, index) => {
     const [i, j] = [Math.floor(index / rowsB), index % rowsB];
     let sum = 0;
-    for (let k = 0; k < length; k++) sum += a[i * length + k]! * b[j * length + k]!;
+    for (let k = 0; k < length; k++) sum += a[i * length + k] * b[j * length + k];
     return sum;
   });
 
 const largestDifference = (a: Float64Array, b: Float64Array) =>
-  a.reduce((most, value, i) => Math.max(most, Math.abs(value - b[i]!)), 0);
+  a.reduce((most, value, i) => Math.max(most, Math.abs(value - b[i])), 0);
 
 test.each([
   [1, 1, 1],

@@ -21,14 +21,14 @@ export function multiplyByTransposed(
         else addRest(out, a, i, Math.min(i + 2, rowsA), b, j, Math.min(j + 4, rowsB), rowsB, length, start, end);
   }
   if (symmetric)
-    for (let i = 0; i < rowsA; i++) for (let j = i + 1; j < rowsA; j++) out[i * rowsA + j] = out[j * rowsA + i]!;
+    for (let i = 0; i < rowsA; i++) for (let j = i + 1; j < rowsA; j++) out[i * rowsA + j] = out[j * rowsA + i];
   return out;
 }
 
 /** `[rows, columns]` row-major to `[columns, rows]`. */
 export function transpose(matrix: Float64Array, rows: number, columns: number): Float64Array {
   const out = new Float64Array(matrix.length);
-  for (let i = 0; i < rows; i++) for (let j = 0; j < columns; j++) out[j * rows + i] = matrix[i * columns + j]!;
+  for (let i = 0; i < rows; i++) for (let j = 0; j < columns; j++) out[j * rows + i] = matrix[i * columns + j];
   return out;
 }
 
@@ -48,12 +48,12 @@ function addBlock(
   const [b0, b1, b2, b3] = [j * length, (j + 1) * length, (j + 2) * length, (j + 3) * length];
   let [s00, s01, s02, s03, s10, s11, s12, s13] = [0, 0, 0, 0, 0, 0, 0, 0];
   for (let k = start; k < end; k++) {
-    const x0 = a[a0 + k]!;
-    const x1 = a[a1 + k]!;
-    const y0 = b[b0 + k]!;
-    const y1 = b[b1 + k]!;
-    const y2 = b[b2 + k]!;
-    const y3 = b[b3 + k]!;
+    const x0 = a[a0 + k];
+    const x1 = a[a1 + k];
+    const y0 = b[b0 + k];
+    const y1 = b[b1 + k];
+    const y2 = b[b2 + k];
+    const y3 = b[b3 + k];
     s00 += x0 * y0;
     s01 += x0 * y1;
     s02 += x0 * y2;
@@ -65,14 +65,14 @@ function addBlock(
   }
   const top = i * stride + j;
   const bottom = top + stride;
-  out[top]! += s00;
-  out[top + 1]! += s01;
-  out[top + 2]! += s02;
-  out[top + 3]! += s03;
-  out[bottom]! += s10;
-  out[bottom + 1]! += s11;
-  out[bottom + 2]! += s12;
-  out[bottom + 3]! += s13;
+  out[top] += s00;
+  out[top + 1] += s01;
+  out[top + 2] += s02;
+  out[top + 3] += s03;
+  out[bottom] += s10;
+  out[bottom + 1] += s11;
+  out[bottom + 2] += s12;
+  out[bottom + 3] += s13;
 }
 
 function addRest(
@@ -91,7 +91,7 @@ function addRest(
   for (let row = i; row < endI; row++)
     for (let column = j; column < endJ; column++) {
       let sum = 0;
-      for (let k = start; k < end; k++) sum += a[row * length + k]! * b[column * length + k]!;
-      out[row * stride + column]! += sum;
+      for (let k = start; k < end; k++) sum += a[row * length + k] * b[column * length + k];
+      out[row * stride + column] += sum;
     }
 }

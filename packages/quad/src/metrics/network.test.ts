@@ -80,7 +80,7 @@ const squaredDifference = (inputs = [picture("in0"), picture("in1")]) =>
   sessionOf(
     inputs,
     [
-      ["Sub", [inputs[0]!.name, inputs[1]!.name], "difference"],
+      ["Sub", [inputs[0].name, inputs[1].name], "difference"],
       ["Mul", ["difference", "difference"], "square"],
       ["ReduceMean", ["square"], "distance", { axes: [1n, 2n, 3n], keepdims: 1n }],
     ],
@@ -101,7 +101,7 @@ describe("lpips", () => {
     expect(await lpips(session, uniformImage(8, 6, 0), uniformImage(8, 6, 255))).toBeCloseTo(4, 6);
     const scene = sceneImage(12, 7);
     const noisy = addNoise(scene, 9, 1);
-    const expected = scene.data.reduce((sum, value, i) => sum + ((value - noisy.data[i]!) / 127.5) ** 2, 0);
+    const expected = scene.data.reduce((sum, value, i) => sum + ((value - noisy.data[i]) / 127.5) ** 2, 0);
     expect(await lpips(session, scene, noisy)).toBeCloseTo(expected / scene.data.length, 6);
     expect(await lpips(session, scene, scene)).toBe(0);
   });
@@ -159,7 +159,7 @@ describe("fid", () => {
   const flatImages = (count: number, low: number): Image[] =>
     Array.from({ length: count }, () => {
       const colour = [0, 1, 2].map((c) => low + 20 * c + Math.floor(random() * 60));
-      return drawImage(6, 5, (_x, _y, c) => colour[c]!);
+      return drawImage(6, 5, (_x, _y, c) => colour[c]);
     });
 
   test("is the Frechet distance of the network's features", async () => {
@@ -212,7 +212,7 @@ describe("clip", () => {
 
   test("an image is cropped to its centre and normalised by CLIP's statistics", async () => {
     const encoder = await channelMeans(picture("pixel_values"), "image_embeds");
-    const image = drawImage(40, 16, (x, _y, c) => (x < 4 || x >= 36 ? 0 : [255, 0, 51][c]!));
+    const image = drawImage(40, 16, (x, _y, c) => (x < 4 || x >= 36 ? 0 : [255, 0, 51][c]));
     const embedding = await embedImage(encoder, image, { size: 16 });
     const expected = [(1 - 0.48145466) / 0.26862954, -0.4578275 / 0.26130258, (0.2 - 0.40821073) / 0.27577711];
     expected.forEach((value, i) => void expect(embedding[i]).toBeCloseTo(value, 4));

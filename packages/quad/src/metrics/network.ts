@@ -43,7 +43,7 @@ export function checkInputCount(session: MetricSession, network: string, count: 
       where: network,
       expected: count === 1 ? "1 input" : `${count} inputs`,
       got: `${session.inputNames.length} (${session.inputNames.join(", ")})`,
-      fix: "Export the network with exactly these inputs",
+      fix: "Export the network with exactly these inputs.",
     });
   return session.inputNames;
 }
@@ -51,7 +51,7 @@ export function checkInputCount(session: MetricSession, network: string, count: 
 /**
  * Checks one input's element type and shape against what will be fed, as far as the graph states them.
  *
- * @param types ONNX element types the caller can feed.
+ * @param types - ONNX element types the caller can feed.
  * @returns the type to feed: the graph's own, or the first of `types` where it says nothing.
  * @throws InputError when they do not fit.
  */
@@ -70,7 +70,7 @@ export function checkInput(
       where,
       expected: types.join(" or "),
       got: metadata.type,
-      fix: "Export the network with such an input",
+      fix: "Export the network with such an input.",
     });
   const shape = metadata?.shape;
   const fits =
@@ -83,15 +83,15 @@ export function checkInput(
       where,
       expected: `[${shape.join(", ")}]`,
       got: `[${dims.join(", ")}]`,
-      fix: "Pass data of that size, or export the network with free dimensions",
+      fix: "Pass data of that size, or export the network with free dimensions.",
     });
-  return metadata?.type ?? types[0]!;
+  return metadata?.type ?? types[0];
 }
 
 /**
  * Runs a network and returns one output as 32-bit floats.
  *
- * @param output the output's name; by default the graph's only or first output.
+ * @param output - the output's name; by default the graph's only or first output.
  * @throws InputError when the output does not exist or is not float32.
  */
 export async function runNetwork(
@@ -113,7 +113,7 @@ export async function runNetwork(
       what: "the network's output is not a float32 tensor",
       where: `${network}, output ${output}`,
       got: result?.type ?? "nothing",
-      fix: "Export the network with a float32 output",
+      fix: "Export the network with a float32 output.",
     });
   return { data: result.data, dims: [...result.dims] };
 }

@@ -9,7 +9,7 @@ export function psnr(a: Image, b: Image): number {
   checkImagePair(a, b);
   let sum = 0;
   for (let i = 0; i < a.data.length; i++) {
-    const difference = a.data[i]! - b.data[i]!;
+    const difference = a.data[i] - b.data[i];
     sum += difference * difference;
   }
   return sum === 0 ? Number.POSITIVE_INFINITY : 10 * Math.log10((255 * 255 * a.data.length) / sum);
@@ -23,6 +23,6 @@ export function psnr(a: Image, b: Image): number {
 export function meanAbsoluteError(a: Image, b: Image): number {
   checkImagePair(a, b);
   let sum = 0;
-  for (let i = 0; i < a.data.length; i++) sum += Math.abs(a.data[i]! - b.data[i]!);
+  for (let i = 0; i < a.data.length; i++) sum += Math.abs(a.data[i] - b.data[i]);
   return sum / a.data.length;
 }

@@ -7,7 +7,7 @@ describe("resizeToPlanes", () => {
     const scene = sceneImage(13, 9);
     const planes = resizeToPlanes(scene, 13, 9, interpolation);
     for (let c = 0; c < 3; c++)
-      for (let i = 0; i < 13 * 9; i++) expect(planes[c * 117 + i]).toBeCloseTo(scene.data[3 * i + c]!, 4);
+      for (let i = 0; i < 13 * 9; i++) expect(planes[c * 117 + i]).toBeCloseTo(scene.data[3 * i + c], 4);
   });
 
   test.each(["bilinear", "bicubic"] as const)("%s keeps a flat picture flat at any size", (interpolation) => {
@@ -32,7 +32,7 @@ describe("resizeToPlanes", () => {
   test("bilinear to a half weighs four pixels 1, 3, 3, 1", () => {
     const values = [10, 250, 30, 90, 200, 60, 0, 120];
     const planes = resizeToPlanes(
-      drawImage(8, 1, (x) => values[x]!),
+      drawImage(8, 1, (x) => values[x]),
       4,
       1,
       "bilinear",
@@ -44,7 +44,7 @@ describe("resizeToPlanes", () => {
   test("bicubic to the double has taps of Keys' kernel at a quarter pixel", () => {
     const values = [10, 250, 30, 90, 200, 60];
     const planes = resizeToPlanes(
-      drawImage(6, 1, (x) => values[x]!),
+      drawImage(6, 1, (x) => values[x]),
       12,
       1,
       "bicubic",
@@ -62,7 +62,7 @@ describe("resizeToPlanes", () => {
     expect(planes[2 * 64 + 63]).toBeCloseTo(130 + 7 + 2, 4);
   });
 
-  test("refuses sizes that are no positive integers", () => {
+  test("refuses sizes that are not positive integers", () => {
     expect(() => resizeToPlanes(uniformImage(4, 4, 1), 0, 3, "bilinear")).toThrow(/0x3/);
     expect(() => resizeToPlanes(uniformImage(4, 4, 1), 2.5, 3, "bilinear")).toThrow(/2.5x3/);
   });

@@ -45,17 +45,16 @@ export function resizeToPlanes(
   for (let c = 0; c < 3; c++) {
     for (let y = 0; y < image.height; y++)
       for (let x = 0; x < width; x++) {
-        const { first, weights } = columns[x]!;
+        const { first, weights } = columns[x];
         let sum = 0;
-        for (let k = 0; k < weights.length; k++)
-          sum += weights[k]! * image.data[(y * image.width + first + k) * 3 + c]!;
+        for (let k = 0; k < weights.length; k++) sum += weights[k] * image.data[(y * image.width + first + k) * 3 + c];
         narrow[y * width + x] = sum;
       }
     for (let y = 0; y < height; y++) {
-      const { first, weights } = rows[y]!;
+      const { first, weights } = rows[y];
       for (let x = 0; x < width; x++) {
         let sum = 0;
-        for (let k = 0; k < weights.length; k++) sum += weights[k]! * narrow[(first + k) * width + x]!;
+        for (let k = 0; k < weights.length; k++) sum += weights[k] * narrow[(first + k) * width + x];
         out[(c * height + y) * width + x] = sum;
       }
     }

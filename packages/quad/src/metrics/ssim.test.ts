@@ -46,11 +46,11 @@ function ssimByDefinition(a: Image, b: Image): number {
     for (let left = 0; left + 11 <= a.width; left++) {
       const expectation = (value: (index: number) => number) =>
         window.reduce((s, w, k) => s + (w / total) * value((top + Math.floor(k / 11)) * a.width + left + (k % 11)), 0);
-      const mx = expectation((i) => x[i]!);
-      const my = expectation((i) => y[i]!);
-      const vx = expectation((i) => (x[i]! - mx) ** 2);
-      const vy = expectation((i) => (y[i]! - my) ** 2);
-      const cov = expectation((i) => (x[i]! - mx) * (y[i]! - my));
+      const mx = expectation((i) => x[i]);
+      const my = expectation((i) => y[i]);
+      const vx = expectation((i) => (x[i] - mx) ** 2);
+      const vy = expectation((i) => (y[i] - my) ** 2);
+      const cov = expectation((i) => (x[i] - mx) * (y[i] - my));
       sum += ((2 * mx * my + c1) * (2 * cov + c2)) / ((mx * mx + my * my + c1) * (vx + vy + c2));
     }
   return sum / ((a.width - 10) * (a.height - 10));
@@ -86,7 +86,7 @@ describe("ssim", () => {
     const scene = sceneImage(64, 48);
     expect(ssim(scene, scene)).toBeCloseTo(1, 12);
     const noisy = [2, 5, 12, 30].map((deviation) => addNoise(scene, deviation, 9));
-    expect(ssim(scene, noisy[2]!)).toBeCloseTo(ssim(noisy[2]!, scene), 12);
+    expect(ssim(scene, noisy[2])).toBeCloseTo(ssim(noisy[2], scene), 12);
     const values = noisy.map((image) => ssim(scene, image));
     expect(values).toEqual([...values].sort((a, b) => b - a));
     expect(ssim(scene, { ...scene, data: scene.data.map((value) => 255 - value) })).toBeLessThan(0);
@@ -114,7 +114,7 @@ describe("msssim", () => {
     const result = msssim(scene, posterize(scene, 24));
     expect(result.scales).toBe(3);
     expect(result.weights.reduce((sum, weight) => sum + weight, 0)).toBeCloseTo(1, 12);
-    expect(result.weights[1]! / result.weights[0]!).toBeCloseTo(0.2856 / 0.0448, 12);
+    expect(result.weights[1] / result.weights[0]).toBeCloseTo(0.2856 / 0.0448, 12);
     expect(result.value).toBeCloseTo(0.9876708057493084, 10);
   });
 

@@ -36,7 +36,7 @@ export interface MsssimResult {
  */
 export function ssim(a: Image, b: Image, options: SsimOptions = {}): number {
   const { first, second } = preparePlanes(a, b, options);
-  return mean(first.map((plane, i) => compareStructure(plane, second[i]!).ssim));
+  return mean(first.map((plane, i) => compareStructure(plane, second[i]).ssim));
 }
 
 /**
@@ -54,7 +54,7 @@ export function msssim(a: Image, b: Image, options: SsimOptions = {}): MsssimRes
   const total = used.reduce((sum, weight) => sum + weight, 0);
   const weights = scales === MSSSIM_WEIGHTS.length ? used : used.map((weight) => weight / total);
   const values = first.map((plane, i) => {
-    let [left, right] = [plane, second[i]!];
+    let [left, right] = [plane, second[i]];
     let product = 1;
     for (const [scale, weight] of weights.entries()) {
       const { ssim, contrastStructure } = compareStructure(left, right);
@@ -83,7 +83,7 @@ function preparePlanes(a: Image, b: Image, options: SsimOptions): { first: Plane
       what: "the images are too small for SSIM",
       expected: `sides of at least ${WINDOW.length}`,
       got: `${a.width}x${a.height}`,
-      fix: "Use psnr for such small pictures",
+      fix: "Use psnr for such small pictures.",
     });
   const channels = options.channels ?? "luma";
   return { first: metricPlanes(a, channels), second: metricPlanes(b, channels) };
@@ -98,10 +98,10 @@ function compareStructure(a: Plane, b: Plane): { ssim: number; contrastStructure
   let ssim = 0;
   let contrastStructure = 0;
   for (let i = 0; i < meanA.length; i++) {
-    const ma = meanA[i]!;
-    const mb = meanB[i]!;
-    const variances = squareA[i]! - ma * ma + (squareB[i]! - mb * mb);
-    const covariance = product[i]! - ma * mb;
+    const ma = meanA[i];
+    const mb = meanB[i];
+    const variances = squareA[i] - ma * ma + (squareB[i] - mb * mb);
+    const covariance = product[i] - ma * mb;
     const cs = (2 * covariance + C2) / (variances + C2); // (2 s_ab + C2) / (s_a^2 + s_b^2 + C2)
     const luminance = (2 * ma * mb + C1) / (ma * ma + mb * mb + C1); // (2 m_a m_b + C1) / (m_a^2 + m_b^2 + C1)
     contrastStructure += cs;

@@ -73,7 +73,7 @@ describe("ssimulacra2 properties", () => {
     expect(ssimulacra2(tiny, tiny, { smallImages: "aligned" })).toBe(100);
   });
 
-  const decreasing = (scores: number[]) => scores.every((score, i) => i === 0 || score < scores[i - 1]!);
+  const decreasing = (scores: number[]) => scores.every((score, i) => i === 0 || score < scores[i - 1]);
 
   test.each([
     ["noise", [1, 2, 4, 8, 16, 32].map((deviation) => addNoise(scene, deviation, 7))],

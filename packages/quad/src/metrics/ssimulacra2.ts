@@ -47,7 +47,7 @@ export function ssimulacra2(reference: Image, distorted: Image, options: Ssimula
       what: "the images are too small for SSIMULACRA 2",
       expected: `sides of at least ${SMALLEST_SIDE}`,
       got: `${reference.width}x${reference.height}`,
-      fix: "Use psnr for such small pictures",
+      fix: "Use psnr for such small pictures.",
     });
   let linearReference = linearPlanes(reference);
   let linearDistorted = linearPlanes(distorted);
@@ -61,7 +61,7 @@ export function ssimulacra2(reference: Image, distorted: Image, options: Ssimula
     }
     const original = toPositiveXyb(linearReference);
     const changed = toPositiveXyb(linearDistorted);
-    errors.push(original.map((plane, channel) => channelErrors(plane, changed[channel]!)));
+    errors.push(original.map((plane, channel) => channelErrors(plane, changed[channel])));
   }
   return scoreOf(errors, options.smallImages ?? "reference");
 }
@@ -71,8 +71,7 @@ function scoreOf(errors: number[][][], smallImages: "reference" | "aligned"): nu
   let sum = 0;
   for (const [scale, channels] of errors.entries())
     for (const [channel, values] of channels.entries())
-      for (const [i, value] of values.entries())
-        sum += SSIMULACRA2_WEIGHTS[(channel * stride + scale) * 6 + i]! * value;
+      for (const [i, value] of values.entries()) sum += SSIMULACRA2_WEIGHTS[(channel * stride + scale) * 6 + i] * value;
   const x = sum * SCORE_SCALE;
   const [linear, square, cube] = SCORE_POLYNOMIAL;
   const distance = x * (linear + x * (square + x * cube));
@@ -83,7 +82,7 @@ function linearPlanes(image: Image): Planes {
   const { width, height, data } = image;
   const channel = (offset: number): Plane => {
     const values = new Float64Array(width * height);
-    for (let i = 0; i < values.length; i++) values[i] = SRGB_TO_LINEAR[data[3 * i + offset]!]!;
+    for (let i = 0; i < values.length; i++) values[i] = SRGB_TO_LINEAR[data[3 * i + offset]];
     return { width, height, data: values };
   };
   return [channel(0), channel(1), channel(2)];
@@ -99,9 +98,9 @@ function toPositiveXyb([red, green, blue]: Planes): Planes {
   const planes = [0, 1, 2].map(() => ({ width, height, data: new Float64Array(width * height) })) as Planes;
   const [outX, outY, outB] = planes;
   for (let i = 0; i < width * height; i++) {
-    const r = red.data[i]!;
-    const g = green.data[i]!;
-    const b = blue.data[i]!;
+    const r = red.data[i];
+    const g = green.data[i];
+    const b = blue.data[i];
     const l = Math.cbrt(long[0] * r + long[1] * g + long[2] * b + OPSIN_BIAS) - OPSIN_BIAS_ROOT;
     const m = Math.cbrt(medium[0] * r + medium[1] * g + medium[2] * b + OPSIN_BIAS) - OPSIN_BIAS_ROOT;
     const s = Math.cbrt(short[0] * r + short[1] * g + short[2] * b + OPSIN_BIAS) - OPSIN_BIAS_ROOT;
@@ -123,22 +122,22 @@ function channelErrors(original: Plane, changed: Plane): number[] {
   const product = blur(multiply(original, changed));
   const sums = [0, 0, 0, 0, 0, 0];
   for (let i = 0; i < mean1.length; i++) {
-    const m1 = mean1[i]!;
-    const m2 = mean2[i]!;
-    const covariance = 2 * (product[i]! - m1 * m2) + SSIM_C2;
-    const variances = square1[i]! - m1 * m1 + (square2[i]! - m2 * m2) + SSIM_C2;
+    const m1 = mean1[i];
+    const m2 = mean2[i];
+    const covariance = 2 * (product[i] - m1 * m2) + SSIM_C2;
+    const variances = square1[i] - m1 * m1 + (square2[i] - m2 * m2) + SSIM_C2;
     const error = Math.max(1 - ((1 - (m1 - m2) ** 2) * covariance) / variances, 0);
-    const edge1 = Math.abs(original.data[i]! - m1);
-    const edge2 = Math.abs(changed.data[i]! - m2);
+    const edge1 = Math.abs(original.data[i] - m1);
+    const edge2 = Math.abs(changed.data[i] - m2);
     const change = (1 + edge2) / (1 + edge1) - 1;
     const artefact = Math.max(change, 0);
     const lost = Math.max(-change, 0);
-    sums[0]! += error;
-    sums[1]! += artefact;
-    sums[2]! += lost;
-    sums[3]! += error ** 4;
-    sums[4]! += artefact ** 4;
-    sums[5]! += lost ** 4;
+    sums[0] += error;
+    sums[1] += artefact;
+    sums[2] += lost;
+    sums[3] += error ** 4;
+    sums[4] += artefact ** 4;
+    sums[5] += lost ** 4;
   }
   return sums.map((sum, i) => (i < 3 ? sum / mean1.length : (sum / mean1.length) ** 0.25));
 }
@@ -152,25 +151,25 @@ function truncatedCosineKernel(sigma: number): Float64Array {
   const radius = Math.round(3.2795 * sigma + 0.2546); // (57)
   const omega = [1, 3, 5].map((k) => (k * Math.PI) / (2 * radius));
   const p = omega.map((w, i) => (i === 1 ? -1 : 1) / Math.tan(w / 2)); // (37)
-  const r = omega.map((w, i) => ((i === 1 ? -1 : 1) * p[i]! ** 2) / Math.sin(w)); // (44)
+  const r = omega.map((w, i) => ((i === 1 ? -1 : 1) * p[i] ** 2) / Math.sin(w)); // (44)
   const rho = omega.map((w) => Math.exp(-0.5 * (sigma * w) ** 2) / radius); // (50)
   // The cross product of p and r spans what both sum constraints leave free; (52) to (56) match rho along it.
-  const free = [p[1]! * r[2]! - r[1]! * p[2]!, p[2]! * r[0]! - r[2]! * p[0]!, p[0]! * r[1]! - r[0]! * p[1]!];
-  const alongFree = free.reduce((sum, value, i) => sum + value * rho[i]!, 0);
+  const free = [p[1] * r[2] - r[1] * p[2], p[2] * r[0] - r[2] * p[0], p[0] * r[1] - r[0] * p[1]];
+  const alongFree = free.reduce((sum, value, i) => sum + value * rho[i], 0);
   const beta = solve3([p, r, free], [1, radius ** 2 - sigma ** 2, alongFree]); // sum 1, variance sigma^2
   return Float64Array.from({ length: 2 * radius - 1 }, (_, i) =>
-    omega.reduce((sum, w, k) => sum + beta[k]! * Math.cos(w * (i - radius + 1)), 0),
+    omega.reduce((sum, w, k) => sum + beta[k] * Math.cos(w * (i - radius + 1)), 0),
   );
 }
 
 /** Cramer's rule for three equations. */
 function solve3(rows: number[][], right: number[]): number[] {
   const determinant = (m: number[][]) =>
-    m[0]![0]! * (m[1]![1]! * m[2]![2]! - m[1]![2]! * m[2]![1]!) -
-    m[0]![1]! * (m[1]![0]! * m[2]![2]! - m[1]![2]! * m[2]![0]!) +
-    m[0]![2]! * (m[1]![0]! * m[2]![1]! - m[1]![1]! * m[2]![0]!);
+    m[0][0] * (m[1][1] * m[2][2] - m[1][2] * m[2][1]) -
+    m[0][1] * (m[1][0] * m[2][2] - m[1][2] * m[2][0]) +
+    m[0][2] * (m[1][0] * m[2][1] - m[1][1] * m[2][0]);
   const whole = determinant(rows);
   return [0, 1, 2].map(
-    (column) => determinant(rows.map((row, i) => row.map((value, j) => (j === column ? right[i]! : value)))) / whole,
+    (column) => determinant(rows.map((row, i) => row.map((value, j) => (j === column ? right[i] : value)))) / whole,
   );
 }

@@ -46,7 +46,7 @@ export function addNoise(image: Image, deviation: number, seed: number): Image {
   return drawImage(
     image.width,
     image.height,
-    (x, y, c) => image.data[(y * image.width + x) * 3 + c]! + deviation * normal(),
+    (x, y, c) => image.data[(y * image.width + x) * 3 + c] + deviation * normal(),
   );
 }
 
@@ -59,7 +59,7 @@ export function boxBlur(image: Image, radius: number): Image {
       for (let dx = -radius; dx <= radius; dx++) {
         const row = Math.max(0, Math.min(height - 1, y + dy));
         const column = Math.max(0, Math.min(width - 1, x + dx));
-        sum += data[(row * width + column) * 3 + c]!;
+        sum += data[(row * width + column) * 3 + c];
       }
     return sum / (2 * radius + 1) ** 2;
   });

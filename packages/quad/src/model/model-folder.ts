@@ -23,7 +23,7 @@ export interface ModelFolder {
 
 const adaptableComponents: readonly AdapterComponent[] = ["unet", "transformer", "text_encoder", "text_encoder_2"];
 
-/** @throws InputError if the folder is no diffusers/Optimum ONNX folder */
+/** @throws InputError if the folder is not a diffusers/Optimum ONNX folder */
 export async function openModelFolder(path: string): Promise<ModelFolder> {
   if (!existsSync(path) || !statSync(path).isDirectory()) {
     throw new InputError({
@@ -39,7 +39,7 @@ export async function openModelFolder(path: string): Promise<ModelFolder> {
       what: "there is no model_index.json",
       file: path,
       expected: "a diffusers/Optimum ONNX folder",
-      fix: "Export the pipeline with Optimum: optimum-cli export onnx --model MODEL FOLDER",
+      fix: "Export the pipeline with Optimum: optimum-cli export onnx --model MODEL FOLDER.",
     });
   }
   const modelIndex = parseJsonFile(index, await readFile(index, "utf8"), modelIndexSchema);

@@ -4,7 +4,7 @@ import { InputError } from "@quad-lora/base";
 import { type Slot, type SlotsFile, slotsFileSchema } from "@quad-lora/runtime";
 import { parseJsonFile } from "./model-folder.ts";
 
-/** @throws InputError if the folder is no exposed folder */
+/** @throws InputError if the folder is not an exposed folder */
 export async function readSlots(exposed: string): Promise<SlotsFile> {
   const file = join(exposed, "slots.json");
   let text: string;

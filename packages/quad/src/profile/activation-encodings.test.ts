@@ -104,7 +104,7 @@ describe("widths", () => {
     expect(points.map(everything)).toEqual([16, 8, 16]);
   });
 
-  test("patterns that are no regular expressions are refused", () => {
+  test("patterns that are not regular expressions are refused", () => {
     expect(policySchema.safeParse({ keepWide: ["("] }).error?.issues[0].path).toEqual(["keepWide", 0]);
   });
 });

@@ -77,7 +77,7 @@ export async function buildProfile(options: ProfileOptions): Promise<Profile> {
       factors,
       slots,
       policy,
-      ...(signal ? { signal } : {}),
+      signal,
     };
     const wide = widthsOf(policy, new Set());
     const scores = await scoreOwn(bench, wide, onProgress);
@@ -102,8 +102,8 @@ export async function buildProfile(options: ProfileOptions): Promise<Profile> {
     const sensitivity = needsOrder
       ? await layerSensitivity(simulated, scored, (narrow) => encodingsFor(widthsOf(policy, narrow)), {
           calls: options.sensitivityCalls ?? 8,
-          ...(signal ? { signal } : {}),
-          ...(onProgress ? { onProgress } : {}),
+          signal,
+          onProgress,
         })
       : {};
     const narrow = needsOrder

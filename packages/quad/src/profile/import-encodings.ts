@@ -21,7 +21,7 @@ export interface ImportedEncodings {
  * Replaces a profile's encodings of activations and adapter factors by those of an AIMET file, tensor by tensor. Widths stay
  * the profile's, and so do tensors that the file does not name; weights are the compiler's own.
  * @param exposed - folder that the profile was made for
- * @throws InputError if the file is no AIMET file
+ * @throws InputError if the file is not an AIMET file
  */
 export async function importEncodings(exposed: string, profile: Profile, file: string): Promise<ImportedEncodings> {
   const { component, slots } = await denoiserSlots(exposed);

@@ -16,10 +16,10 @@ export interface Scores {
  * then about where the network puts its mass, independent of the output's scale.
  */
 export class ScoreKeeper {
-  private divergence = 0;
-  private fields = 0;
-  private signal = 0;
-  private noise = 0;
+  #divergence = 0;
+  #fields = 0;
+  #signal = 0;
+  #noise = 0;
 
   add(call: Pick<ModelCall, "output">, quantized: Float32Array): void {
     const reference = call.output.data as Float32Array;
@@ -30,20 +30,20 @@ export class ScoreKeeper {
       const approximate = quantized.subarray(start, start + plane);
       const deviation = deviationOf(exact);
       const distribution = (field: Float32Array) => softmax(field, deviation);
-      this.divergence += jensenShannonDivergence(distribution(exact), distribution(approximate));
-      this.fields++;
+      this.#divergence += jensenShannonDivergence(distribution(exact), distribution(approximate));
+      this.#fields++;
     }
     for (let index = 0; index < reference.length; index++) {
       const error = reference[index] - quantized[index];
-      this.signal += reference[index] * reference[index];
-      this.noise += error * error;
+      this.#signal += reference[index] * reference[index];
+      this.#noise += error * error;
     }
   }
 
   scores(): Scores {
     return {
-      qss: this.fields > 0 ? this.divergence / this.fields : 0,
-      sqnr: this.noise > 0 ? 10 * Math.log10(this.signal / this.noise) : Number.POSITIVE_INFINITY,
+      qss: this.#fields > 0 ? this.#divergence / this.#fields : 0,
+      sqnr: this.#noise > 0 ? 10 * Math.log10(this.#signal / this.#noise) : Number.POSITIVE_INFINITY,
     };
   }
 }

@@ -20,7 +20,7 @@ export function encodingFromRange(min: number, max: number, grid: Grid): Encodin
       what: "no quantization grid spans this range",
       expected: "finite numbers, min <= max",
       got: `min ${min}, max ${max}`,
-      fix: "Check that the model's activations and weights are finite",
+      fix: "Check that the model's activations and weights are finite.",
     });
   const { bits, signed, symmetric } = grid;
   const { low, high } = gridLimits(grid);
@@ -91,7 +91,7 @@ function notFinite(value: number, index: number, dims: readonly number[]): Input
   return new InputError({
     what: "a weight is not finite",
     got: `${value} at element ${index} of a tensor [${dims}]`,
-    fix: "The file is damaged or float16 overflowed: export the model again in float32",
+    fix: "The file is damaged or float16 overflowed: export the model again in float32.",
   });
 }
 

@@ -68,7 +68,7 @@ function notFinite(value: number): InputError {
   return new InputError({
     what: "an activation is not finite",
     got: String(value),
-    fix: "The model overflows on the calibration data: run it in float32, or check the data",
+    fix: "The model overflows on the calibration data: run it in float32, or check the data.",
   });
 }
 

@@ -99,7 +99,7 @@ describe("a profile of the pocket model", () => {
   });
 });
 
-describe("files that are no profile of this version", () => {
+describe("files that are not a profile of this version", () => {
   const changes: [string, (json: Record<string, unknown>) => void, RegExp][] = [
     ["another version", (json) => (json.version = 2), /version: unknown version: this program reads version 1/],
     ["another format", (json) => (json.format = "quad-slots"), /format: /],

@@ -47,7 +47,7 @@ describe("trajectory files", () => {
   test("another file is refused by name", async () => {
     const path = join(folder, "other.safetensors");
     await writeSafetensors(path, [{ name: "x", dtype: "F32", shape: [1], data: Float32Array.of(1) }]);
-    await expect(readTrajectory(path)).rejects.toThrow(`${path}: is no recorded trajectory`);
+    await expect(readTrajectory(path)).rejects.toThrow(`${path}: is not a recorded trajectory`);
   });
 });
 

@@ -64,13 +64,13 @@ export async function writeTrajectory(path: string, trajectory: Trajectory): Pro
   });
 }
 
-/** @throws InputError if the file is no trajectory */
+/** @throws InputError if the file is not a trajectory */
 export async function readTrajectory(path: string): Promise<Trajectory> {
   const file = await openSafetensors(path);
   try {
     const { "quad.task": task, "quad.calls": indices } = file.metadata;
     if (task === undefined || indices === undefined) {
-      throw new InputError({ what: "is no recorded trajectory", file: path, fix: "Run quad calibrate again." });
+      throw new InputError({ what: "is not a recorded trajectory", file: path, fix: "Run quad calibrate again." });
     }
     const calls: ModelCall[] = [];
     const byCall = new Map<string, string[]>();

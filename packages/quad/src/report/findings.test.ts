@@ -63,7 +63,7 @@ describe("causes", () => {
     expect(shares[0].share).toBeCloseTo(0.6, 12);
   });
 
-  test("nothing at all is no division by zero", () => {
+  test("nothing at all divides by nothing", () => {
     const shares = causeShares(noiseOf({ a: 0 }, { weights: 0, adapter: 0 }));
     expect(shares.every(({ share }) => share === 0)).toBe(true);
     const evaluation = evaluationOf({ flat: { candidate: 20 } }, { flat: noiseOf({}, { weights: 0, adapter: 0 }) });

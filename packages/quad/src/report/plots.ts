@@ -8,7 +8,7 @@ let made = 0;
 /**
  * Draws a chart as SVG. Colours are the page's own variables, so that charts follow light and dark.
  *
- * @param description what it shows, for people who do not see it
+ * @param description - what it shows, for people who do not see it
  */
 export function drawPlot(description: string, caption: string, options: Plot.PlotOptions): Html {
   made++;

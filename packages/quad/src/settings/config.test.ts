@@ -67,7 +67,7 @@ describe("what does not fit is named with file and key", () => {
     [
       "a pattern",
       (config) => ({ ...config, policy: { keepWide: ["("] } }),
-      /policy\.keepWide\.0: no regular expression/,
+      /policy\.keepWide\.0: is not a regular expression/,
     ],
     [
       "a negative seed",

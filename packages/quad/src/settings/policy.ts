@@ -20,7 +20,7 @@ function isRegularExpression(text: string): boolean {
 }
 
 /** A regular expression, as configurations write it. */
-export const patternSchema = z.string().refine(isRegularExpression, "no regular expression");
+export const patternSchema = z.string().refine(isRegularExpression, "is not a regular expression");
 
 /**
  * What gets quantized how: chosen by people, kept apart from what calibration saw (observations) and from what was

@@ -70,7 +70,7 @@ export class SimulatedPipeline {
 
   async generate(task: string, request: TaskCase, signal?: AbortSignal): Promise<GeneratedImage> {
     await this.pipeline.use(task);
-    return this.pipeline.generate({ ...request, ...(signal ? { signal } : {}) });
+    return this.pipeline.generate({ ...request, signal });
   }
 
   dispose(): Promise<void> {

@@ -59,7 +59,7 @@ function stageRunner(work: string, options: BuildOptions) {
 }
 
 function commonOf({ signal, onProgress }: BuildOptions) {
-  return { ...(signal ? { signal } : {}), ...(onProgress ? { onProgress } : {}) };
+  return { signal, onProgress };
 }
 
 /** What the stages up to calibration leave in the work folder. */
@@ -94,7 +94,7 @@ export async function exposeConfigured(
     await expose(config.model, {
       out: join(temporary, "exposed"),
       adapters: config.adapters,
-      ...(options.signal ? { signal: options.signal } : {}),
+      signal: options.signal,
       onProgress: ({ stage: label, done, total }) => options.onProgress?.(label, done, total),
     });
   });
@@ -195,7 +195,7 @@ export async function build(config: BuildConfig, options: BuildOptions = {}): Pr
             out: join(folder, "profile.json"),
             settings: config.tune,
             checkpoints: join(work, "checkpoints"),
-            ...(options.signal ? { signal: options.signal } : {}),
+            signal: options.signal,
             onProgress: ({ step, steps, loss }) =>
               options.onProgress?.("training ranges", step, steps, `${decibels(loss).toFixed(1)} dB`),
           });

@@ -76,7 +76,7 @@ export async function distillConfigured(options: DistillConfiguredOptions): Prom
  */
 export async function distillBundle(options: DistillBundleOptions): Promise<DistillBundleResult> {
   const { config, signal, onProgress } = options;
-  const common = { ...(signal ? { signal } : {}), ...(onProgress ? { onProgress } : {}) };
+  const common = { signal, onProgress };
   const frozen = await openFrozen(options.bundle);
   const { bundle, profile: frozenProfile } = frozen;
   const names = namesOf(options, frozenProfile);
@@ -147,7 +147,7 @@ async function drawAndTrain(
 ): Promise<DistillAdapterResult[]> {
   const settings = config.distill;
   const { pictures, seed } = settings;
-  const common = { ...(signal ? { signal } : {}), ...(onProgress ? { onProgress } : {}) };
+  const common = { signal, onProgress };
   const hashes = await HashCache.open(join(work, "hashes.json"));
   const graph = await graphIdentity(exposed, profile.component);
   const jobs = [];
@@ -171,7 +171,7 @@ async function drawAndTrain(
   }
   await hashes.save();
   return distillAdapters(jobs, {
-    ...(signal ? { signal } : {}),
+    signal,
     onProgress: (progress) => onProgress?.("distilling", progress.done, progress.total, describe(progress)),
   });
 }

@@ -36,7 +36,7 @@ export async function distillStages(
 ): Promise<StageResult> {
   const settings = config.distill;
   const { pictures, seed } = settings;
-  const common = { ...(signal ? { signal } : {}), ...(onProgress ? { onProgress } : {}) };
+  const common = { signal, onProgress };
   const teachers: StageResult[] = [];
   for (const name of names) {
     teachers.push(
@@ -59,7 +59,7 @@ export async function distillStages(
       trajectory: join(teachers[index].folder, "trajectory.safetensors"),
     }));
     await distillAdapters(jobs, {
-      ...(signal ? { signal } : {}),
+      signal,
       onProgress: (progress) => onProgress?.("distilling", progress.done, progress.total, describe(progress)),
     });
     await rm(checkpoints, { recursive: true, force: true });

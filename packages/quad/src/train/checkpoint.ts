@@ -81,7 +81,7 @@ export async function writeCheckpoint(path: string, state: TrainingState, identi
 
 /**
  * Reads a checkpoint; null where there is none.
- * @throws InputError if the file is no checkpoint, or one of a run with another identity or size
+ * @throws InputError if the file is not a checkpoint, or one of a run with another identity or size
  */
 export async function readCheckpoint(path: string, identity: string, size: number): Promise<TrainingState | null> {
   if (!existsSync(path)) return null;
@@ -89,7 +89,7 @@ export async function readCheckpoint(path: string, identity: string, size: numbe
   try {
     const text = file.metadata[headerKey];
     if (text === undefined) {
-      throw new InputError({ what: "is no training checkpoint", file: path, fix: "Remove the file." });
+      throw new InputError({ what: "is not a training checkpoint", file: path, fix: "Remove the file." });
     }
     const header = parseJsonFile(path, text, headerSchema);
     const read = async (name: string) => {

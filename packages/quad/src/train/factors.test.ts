@@ -33,7 +33,7 @@ describe("choosing layers", () => {
   test("regular expressions, and what matches nothing", () => {
     expect(names("attn2\\.to_[kv]$").every((name) => /attn2\.to_[kv]$/.test(name))).toBe(true);
     expect(() => chooseLayers(layers, "nothing_like_this")).toThrow(InputError);
-    expect(() => chooseLayers(layers, "(")).toThrow(/is no regular expression/);
+    expect(() => chooseLayers(layers, "(")).toThrow(/is not a regular expression/);
   });
 });
 

@@ -37,7 +37,10 @@ function parsePattern(text: string): RegExp {
   try {
     return new RegExp(text);
   } catch (error) {
-    throw new InputError({ what: `is no regular expression: ${(error as Error).message}`, where: `layers "${text}"` });
+    throw new InputError({
+      what: `is not a regular expression: ${(error as Error).message}`,
+      where: `layers "${text}"`,
+    });
   }
 }
 

@@ -161,7 +161,7 @@ export async function runTraining(
     }
     return encodeDataset(folder.path, examples, {
       ...{ channels, size, flip },
-      ...(signal ? { signal } : {}),
+      signal,
       onProgress: (done, total) => options.onStage?.(stage, done, total),
     });
   };
@@ -209,8 +209,8 @@ export async function runTraining(
       ...{ steps, learningRate, warmup, averageDecay, seed, curvePath },
       checkpoint: { path: checkpoint, every: options.checkpointEvery, identity: runIdentity },
       ...(measuring ? { evaluation: { every: validateEvery, evaluate } } : {}),
-      ...(signal ? { signal } : {}),
-      ...(options.onProgress ? { onProgress: options.onProgress } : {}),
+      signal,
+      onProgress: options.onProgress,
     });
     await write(result.parameters, {
       ss_steps: String(steps),

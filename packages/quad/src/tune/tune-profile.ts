@@ -109,8 +109,8 @@ export async function tuneProfile(options: TuneProfileOptions): Promise<TuneProf
         ...{ every: validateEvery, atStart: true },
         evaluate: async (parameters) => mean([...(await measure(parameters)).values()]),
       },
-      ...(signal ? { signal } : {}),
-      ...(options.onProgress ? { onProgress: options.onProgress } : {}),
+      signal,
+      onProgress: options.onProgress,
     });
     const seconds = (performance.now() - started) / 1000;
     const before = await measure(initial);

@@ -13,17 +13,17 @@ const cacheSchema = z.record(
  * Hashes of files, remembered by path, size and modification time: gigabytes of weights are read once, not at every build.
  */
 export class HashCache {
-  private readonly path: string;
-  private entries: z.infer<typeof cacheSchema> = {};
+  readonly #path: string;
+  #entries: z.infer<typeof cacheSchema> = {};
 
   private constructor(path: string) {
-    this.path = path;
+    this.#path = path;
   }
 
   static async open(path: string): Promise<HashCache> {
     const cache = new HashCache(path);
     try {
-      cache.entries = cacheSchema.parse(JSON.parse(await readFile(path, "utf8")));
+      cache.#entries = cacheSchema.parse(JSON.parse(await readFile(path, "utf8")));
     } catch {
       // A missing or damaged cache costs time, nothing else.
     }
@@ -38,14 +38,14 @@ export class HashCache {
       return Promise.all(names.map(async (name) => [name, await this.hash(join(path, name))]));
     }
     const key = resolve(path);
-    const known = this.entries[key];
+    const known = this.#entries[key];
     if (known && known.size === info.size && known.modified === info.mtimeMs) return known.sha256;
     const sha256 = await hashFile(path);
-    this.entries[key] = { size: info.size, modified: info.mtimeMs, sha256 };
+    this.#entries[key] = { size: info.size, modified: info.mtimeMs, sha256 };
     return sha256;
   }
 
   async save(): Promise<void> {
-    await writeFileAtomically(this.path, JSON.stringify(this.entries));
+    await writeFileAtomically(this.#path, JSON.stringify(this.#entries));
   }
 }

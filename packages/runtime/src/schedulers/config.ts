@@ -139,7 +139,7 @@ export function parseSchedulerConfigText(text: string, file?: string): unknown {
   try {
     return JSON.parse(standard);
   } catch (error) {
-    throw new InputError({ what: `not JSON: ${(error as Error).message}`, file, fix: "Restore the file" });
+    throw new InputError({ what: `not JSON: ${(error as Error).message}`, file, fix: "Restore the file." });
   }
 }
 
@@ -161,7 +161,7 @@ export function parseSchedulerConfig(config: unknown, file?: string): SchedulerC
   const name = given._class_name as SchedulerClass;
   const parsed = configSchema.safeParse({ ...classDefaults[name], ...given });
   if (!parsed.success) {
-    const issue = parsed.error.issues[0]!;
+    const issue = parsed.error.issues[0];
     const key = issue.path.join(".");
     throw new InputError({
       what: key === "_class_name" ? "unknown scheduler class" : issue.message,
@@ -187,7 +187,7 @@ function refuseUnsupported(name: SchedulerClass, given: Record<string, unknown>,
         where: key,
         expected: "false",
         got: JSON.stringify(value),
-        fix: "Switch it off or choose another scheduler class",
+        fix: "Switch it off or choose another scheduler class.",
       });
     }
     const allowed = fixedOptions[name]?.[key];
@@ -198,7 +198,7 @@ function refuseUnsupported(name: SchedulerClass, given: Record<string, unknown>,
         where: key,
         expected: allowed.length > 0 ? allowed.map((option) => JSON.stringify(option)).join(" or ") : "null",
         got: JSON.stringify(value),
-        fix: "Change it or choose another scheduler class",
+        fix: "Change it or choose another scheduler class.",
       });
     }
     if (allowed || key in configSchema.shape || key.startsWith("_") || inertKeys.has(key) || value === false) continue;
@@ -207,7 +207,7 @@ function refuseUnsupported(name: SchedulerClass, given: Record<string, unknown>,
       file,
       where: key,
       got: JSON.stringify(value),
-      fix: "Remove it if the scheduler does not need it",
+      fix: "Remove it if the scheduler does not need it.",
     });
   }
 }

@@ -6,8 +6,8 @@ import { roundHalfToEven, spacedTimesteps } from "./timesteps.ts";
 
 /** `alpha^2` at a timestep; before timestep 0 it is 1 or that of timestep 0, as `set_alpha_to_one` says. */
 export function alphaCumprodAt(schedule: NoiseSchedule, config: SchedulerConfig, timestep: number): number {
-  if (timestep >= 0) return schedule.alphasCumprod[timestep]!;
-  return config.set_alpha_to_one ? 1 : schedule.alphasCumprod[0]!;
+  if (timestep >= 0) return schedule.alphasCumprod[timestep];
+  return config.set_alpha_to_one ? 1 : schedule.alphasCumprod[0];
 }
 
 /** Noise that hides the original completely says nothing about it, so x0 cannot come from the noise alone. */
@@ -19,7 +19,7 @@ export function refuseEpsilonAtZeroSnr(config: SchedulerConfig, file: string | u
     where: "rescale_betas_zero_snr",
     expected: 'prediction_type "v_prediction" or "sample"',
     got: '"epsilon"',
-    fix: "Set the prediction type the model was trained with, or switch rescale_betas_zero_snr off",
+    fix: "Set the prediction type the model was trained with, or switch rescale_betas_zero_snr off.",
   });
 }
 
@@ -54,7 +54,7 @@ export class DdimScheduler implements Scheduler {
   step(modelOutput: Float32Array, index: number, sample: Float32Array, out: Float32Array): void {
     checkIndex(index, this.timesteps.length);
     checkLengths(sample, modelOutput, out);
-    const timestep = this.timesteps[index]!;
+    const timestep = this.timesteps[index];
     const alphaCumprod = alphaCumprodAt(this.#schedule, this.#config, timestep);
     const nextAlphaCumprod = alphaCumprodAt(this.#schedule, this.#config, timestep - this.#stride);
     const alpha = Math.sqrt(alphaCumprod);
@@ -65,8 +65,8 @@ export class DdimScheduler implements Scheduler {
     const nextSigma = Math.sqrt(1 - nextAlphaCumprod);
     const range = this.#config.clip_sample ? this.#config.clip_sample_range : Number.POSITIVE_INFINITY;
     for (let i = 0; i < out.length; i++) {
-      const state = sample[i]!;
-      const output = modelOutput[i]!;
+      const state = sample[i];
+      const output = modelOutput[i];
       const predicted = original.sample * state + original.output * output;
       const clipped = Math.min(Math.max(predicted, -range), range);
       out[i] = nextAlpha * clipped + nextSigma * (noise.sample * state + noise.output * output);
@@ -76,7 +76,7 @@ export class DdimScheduler implements Scheduler {
   addNoise(original: Float32Array, noise: Float32Array, index: number, out: Float32Array): void {
     checkIndex(index, this.timesteps.length);
     checkLengths(original, noise, out);
-    const alphaCumprod = this.#schedule.alphasCumprod[this.timesteps[index]!]!;
+    const alphaCumprod = this.#schedule.alphasCumprod[this.timesteps[index]];
     combine(original, Math.sqrt(alphaCumprod), noise, Math.sqrt(1 - alphaCumprod), out);
   }
 }

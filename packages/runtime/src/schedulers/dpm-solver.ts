@@ -46,7 +46,7 @@ export class DpmSolverScheduler implements Scheduler {
   step(modelOutput: Float32Array, index: number, sample: Float32Array, out: Float32Array): void {
     checkIndex(index, this.timesteps.length);
     checkLengths(sample, modelOutput, out);
-    const { alpha, sigma } = variancePreserving(this.#sigmas[index]!);
+    const { alpha, sigma } = variancePreserving(this.#sigmas[index]);
     const weights = originalWeights(this.predictionType, alpha, sigma);
     this.#originals.enter(index, sample.length);
     combine(sample, weights.sample, modelOutput, weights.output, this.#originals.push());
@@ -55,7 +55,7 @@ export class DpmSolverScheduler implements Scheduler {
   }
 
   #shrink(index: number): number {
-    return variancePreserving(this.#sigmas[index + 1]!).sigma / variancePreserving(this.#sigmas[index]!).sigma;
+    return variancePreserving(this.#sigmas[index + 1]).sigma / variancePreserving(this.#sigmas[index]).sigma;
   }
 
   #order(index: number): number {
@@ -70,8 +70,8 @@ export class DpmSolverScheduler implements Scheduler {
   /** Weights of the x0 predictions, newest first. */
   #terms(index: number): Term[] {
     const order = this.#order(index);
-    const { alpha } = variancePreserving(this.#sigmas[index + 1]!);
-    const lambda = (at: number) => -Math.log(this.#sigmas[at]!);
+    const { alpha } = variancePreserving(this.#sigmas[index + 1]);
+    const lambda = (at: number) => -Math.log(this.#sigmas[at]);
     const h = lambda(index + 1) - lambda(index);
     const decay = Math.expm1(-h);
     const m = (age: number, weight: number): Term => ({ values: this.#originals.at(age), weight });
@@ -97,7 +97,7 @@ export class DpmSolverScheduler implements Scheduler {
   addNoise(original: Float32Array, noise: Float32Array, index: number, out: Float32Array): void {
     checkIndex(index, this.timesteps.length);
     checkLengths(original, noise, out);
-    const { alpha, sigma } = variancePreserving(this.#sigmas[index]!);
+    const { alpha, sigma } = variancePreserving(this.#sigmas[index]);
     combine(original, alpha, noise, sigma, out);
   }
 }

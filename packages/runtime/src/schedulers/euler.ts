@@ -42,7 +42,7 @@ export class EulerScheduler implements Scheduler {
   scaleModelInput(sample: Float32Array, index: number, out: Float32Array): void {
     checkIndex(index, this.timesteps.length);
     checkLengths(sample, out);
-    scale(sample, variancePreserving(this.#sigmas[index]!).alpha, out);
+    scale(sample, variancePreserving(this.#sigmas[index]).alpha, out);
   }
 
   step(
@@ -54,8 +54,8 @@ export class EulerScheduler implements Scheduler {
   ): void {
     checkIndex(index, this.timesteps.length);
     checkLengths(sample, modelOutput, out);
-    const sigma = this.#sigmas[index]!;
-    const next = this.#sigmas[index + 1]!;
+    const sigma = this.#sigmas[index];
+    const next = this.#sigmas[index + 1];
     // Variance of the step splits into what the deterministic part keeps (down) and what fresh noise restores (up).
     const up = this.#ancestral ? Math.sqrt((next ** 2 * (sigma ** 2 - next ** 2)) / sigma ** 2) : 0;
     const down = this.#ancestral ? Math.sqrt(next ** 2 - up ** 2) : next;
@@ -70,6 +70,6 @@ export class EulerScheduler implements Scheduler {
   addNoise(original: Float32Array, noise: Float32Array, index: number, out: Float32Array): void {
     checkIndex(index, this.timesteps.length);
     checkLengths(original, noise, out);
-    combine(original, 1, noise, this.#sigmas[index]!, out);
+    combine(original, 1, noise, this.#sigmas[index], out);
   }
 }

@@ -47,13 +47,13 @@ export class HeunScheduler implements Scheduler {
     const derivative = this.#start.push();
     start.set(sample);
     this.#derivative(modelOutput, index, sample, derivative);
-    combine(start, 1, derivative, this.#sigmas[index / 2 + 1]! - this.#sigmas[index / 2]!, out);
+    combine(start, 1, derivative, this.#sigmas[index / 2 + 1] - this.#sigmas[index / 2], out);
   }
 
   #correct(modelOutput: Float32Array, index: number, sample: Float32Array, out: Float32Array): void {
     const start = this.#start.at(1);
     const derivative = this.#start.at(0);
-    const halfStep = (this.#sigmas[(index + 1) / 2]! - this.#sigmas[(index - 1) / 2]!) / 2;
+    const halfStep = (this.#sigmas[(index + 1) / 2] - this.#sigmas[(index - 1) / 2]) / 2;
     combine(start, 1, derivative, halfStep, start);
     this.#derivative(modelOutput, index, sample, derivative);
     combine(start, 1, derivative, halfStep, out);
@@ -65,13 +65,13 @@ export class HeunScheduler implements Scheduler {
     const weights = explodingOriginalWeights(this.predictionType, sigma);
     const range = this.#clipRange;
     for (let i = 0; i < out.length; i++) {
-      const original = weights.sample * sample[i]! + weights.output * modelOutput[i]!;
-      out[i] = (sample[i]! - Math.min(Math.max(original, -range), range)) / sigma;
+      const original = weights.sample * sample[i] + weights.output * modelOutput[i];
+      out[i] = (sample[i] - Math.min(Math.max(original, -range), range)) / sigma;
     }
   }
 
   #sigmaAt(index: number): number {
-    return this.#sigmas[Math.ceil(index / 2)]!;
+    return this.#sigmas[Math.ceil(index / 2)];
   }
 
   addNoise(original: Float32Array, noise: Float32Array, index: number, out: Float32Array): void {

@@ -22,9 +22,9 @@ export type { Scheduler } from "./scheduler.ts";
 
 /**
  * Makes a sampler from the content of a diffusers `scheduler_config.json`. Trajectories match diffusers 0.24.
- * @param config parsed JSON; see {@link parseSchedulerConfig} and, for text, {@link parseSchedulerConfigText}
- * @param steps sampling steps, from 1 to the number of training timesteps
- * @param options `file` names the configuration in errors
+ * @param config - parsed JSON; see {@link parseSchedulerConfig} and, for text, {@link parseSchedulerConfigText}
+ * @param steps - sampling steps, from 1 to the number of training timesteps
+ * @param options - `file` names the configuration in errors
  * @throws InputError on a configuration that is wrong or asks for something not implemented, or on wrong steps
  */
 export function createScheduler(config: unknown, steps: number, options: { file?: string } = {}): Scheduler {

@@ -28,7 +28,7 @@ export class LcmScheduler implements Scheduler {
         where: "original_inference_steps",
         expected: "steps <= original_inference_steps <= num_train_timesteps",
         got: `${steps}, ${originalSteps}, ${trainTimesteps}`,
-        fix: "Use fewer steps",
+        fix: "Use fewer steps.",
       });
     }
     this.#config = config;
@@ -57,7 +57,7 @@ export class LcmScheduler implements Scheduler {
     checkIndex(index, this.timesteps.length);
     checkLengths(sample, modelOutput, out);
     const drawn = index < this.timesteps.length - 1 ? drawNoise(noise, sample) : undefined;
-    const timestep = this.timesteps[index]!;
+    const timestep = this.timesteps[index];
     const { alpha, sigma } = this.#alphaSigma(timestep);
     const weights = originalWeights(this.predictionType, alpha, sigma);
     const range = this.#config.clip_sample ? this.#config.clip_sample_range : Number.POSITIVE_INFINITY;
@@ -65,23 +65,23 @@ export class LcmScheduler implements Scheduler {
     const skip = sigmaData ** 2 / (scaled ** 2 + sigmaData ** 2);
     const keep = scaled / Math.sqrt(scaled ** 2 + sigmaData ** 2);
     for (let i = 0; i < out.length; i++) {
-      const original = weights.sample * sample[i]! + weights.output * modelOutput[i]!;
-      out[i] = keep * Math.min(Math.max(original, -range), range) + skip * sample[i]!;
+      const original = weights.sample * sample[i] + weights.output * modelOutput[i];
+      out[i] = keep * Math.min(Math.max(original, -range), range) + skip * sample[i];
     }
     if (!drawn) return;
-    const next = this.#alphaSigma(this.timesteps[index + 1]!);
+    const next = this.#alphaSigma(this.timesteps[index + 1]);
     combine(out, next.alpha, drawn, next.sigma, out);
   }
 
   #alphaSigma(timestep: number): { alpha: number; sigma: number } {
-    const alphaCumprod = this.#schedule.alphasCumprod[timestep]!;
+    const alphaCumprod = this.#schedule.alphasCumprod[timestep];
     return { alpha: Math.sqrt(alphaCumprod), sigma: Math.sqrt(1 - alphaCumprod) };
   }
 
   addNoise(original: Float32Array, noise: Float32Array, index: number, out: Float32Array): void {
     checkIndex(index, this.timesteps.length);
     checkLengths(original, noise, out);
-    const { alpha, sigma } = this.#alphaSigma(this.timesteps[index]!);
+    const { alpha, sigma } = this.#alphaSigma(this.timesteps[index]);
     combine(original, alpha, noise, sigma, out);
   }
 }

@@ -17,7 +17,7 @@ const smallestAlphaCumprod = 2 ** -24;
 
 /**
  * Betas to noise levels.
- * @param finiteSigmas replaces a zero last alpha by a tiny one, for schedulers that work in sigma / alpha
+ * @param finiteSigmas - replaces a zero last alpha by a tiny one, for schedulers that work in sigma / alpha
  */
 export function createNoiseSchedule(config: SchedulerConfig, finiteSigmas: boolean): NoiseSchedule {
   let betas = createBetas(config);
@@ -70,17 +70,17 @@ function cumulativeAlphas(betas: Float64Array): Float64Array {
 /** Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed" (2024), algorithm 1. */
 function rescaleToZeroTerminalSnr(betas: Float64Array): Float64Array {
   const roots = cumulativeAlphas(betas).map((alpha) => Math.fround(Math.sqrt(alpha)));
-  const first = roots[0]!;
-  const last = roots[roots.length - 1]!;
+  const first = roots[0];
+  const last = roots[roots.length - 1];
   const scale = Math.fround(first / Math.fround(first - last));
   const rescaled = roots.map((root) => Math.fround(Math.fround(root - last) * scale) ** 2);
-  return rescaled.map((alpha, step) => Math.fround(1 - (step === 0 ? alpha : alpha / rescaled[step - 1]!)));
+  return rescaled.map((alpha, step) => Math.fround(1 - (step === 0 ? alpha : alpha / rescaled[step - 1])));
 }
 
 /**
  * Noise levels by timestep, for losses on noised samples: `x_t = alpha * x0 + sigma * noise`.
  * Between two whole timesteps, sigma / alpha is interpolated linearly, as the sigma-based schedulers do.
- * @param config content of `scheduler_config.json`
+ * @param config - content of `scheduler_config.json`
  * @returns a function of the timestep in [0, num_train_timesteps - 1]; outside, it throws a RangeError
  * @throws InputError as {@link parseSchedulerConfig}
  */
@@ -93,7 +93,7 @@ export function alphaSigma(
   return (timestep) => {
     if (!(timestep >= 0 && timestep <= last)) throw new RangeError(`timestep ${timestep} is outside 0..${last}`);
     if (Number.isInteger(timestep)) {
-      const alphaCumprod = alphasCumprod[timestep]!;
+      const alphaCumprod = alphasCumprod[timestep];
       return { alpha: Math.sqrt(alphaCumprod), sigma: Math.sqrt(1 - alphaCumprod) };
     }
     return variancePreserving(interpolate(sigmas, timestep));
@@ -112,8 +112,8 @@ export function interpolate(values: ArrayLike<number>, position: number): number
   const clamped = Math.min(Math.max(position, 0), values.length - 1);
   const low = Math.min(Math.floor(clamped), values.length - 2);
   const weight = clamped - low;
-  if (weight === 0) return values[low]!;
-  return weight === 1 ? values[low + 1]! : values[low]! + weight * (values[low + 1]! - values[low]!);
+  if (weight === 0) return values[low];
+  return weight === 1 ? values[low + 1] : values[low] + weight * (values[low + 1] - values[low]);
 }
 
 /** Refuses timesteps that the training schedule does not have; `steps` close to the training count cause them. */
@@ -127,6 +127,6 @@ export function checkTimesteps(timesteps: readonly number[], config: SchedulerCo
     where: "steps_offset",
     expected: `timesteps in 0..${config.num_train_timesteps - 1}`,
     got: `${lowest}..${highest}`,
-    fix: "Use fewer steps or a smaller steps_offset",
+    fix: "Use fewer steps or a smaller steps_offset.",
   });
 }

@@ -57,13 +57,13 @@ export class PndmScheduler implements Scheduler {
         where: "skip_prk_steps",
         expected: "at least 4 steps",
         got: String(descending.length),
-        fix: "Use more steps or set skip_prk_steps to true",
+        fix: "Use more steps or set skip_prk_steps to true.",
       });
     }
     const half = Math.floor(this.#stride / 2);
     const steps = [0, 1, 2].flatMap((step) => {
-      const end = descending[step + 1]!;
-      return [descending[step]!, end + half, end + half, end];
+      const end = descending[step + 1];
+      return [descending[step], end + half, end + half, end];
     });
     return [...steps, ...descending.slice(3)];
   }
@@ -98,14 +98,14 @@ export class PndmScheduler implements Scheduler {
   }
 
   #multistep(modelOutput: Float32Array, index: number, sample: Float32Array, out: Float32Array): void {
-    const timestep = this.timesteps[index]!;
+    const timestep = this.timesteps[index];
     if (this.#continues(index)) {
       combine(modelOutput, 0.5, this.#outputs.at(0), 0.5, this.#combined);
       this.#transfer(this.#start, timestep + this.#stride, timestep, this.#combined, out);
       return;
     }
     this.#outputs.push().set(modelOutput);
-    const weights = multistepWeights[this.#outputs.count - 1]!;
+    const weights = multistepWeights[this.#outputs.count - 1];
     weightedSum(
       weights.map((weight, age) => ({ values: this.#outputs.at(age), weight })),
       this.#combined,
@@ -116,9 +116,9 @@ export class PndmScheduler implements Scheduler {
 
   #rungeKuttaStep(modelOutput: Float32Array, index: number, sample: Float32Array, out: Float32Array): void {
     const stage = index % 4;
-    const from = this.timesteps[index - stage]!;
-    const timestep = this.timesteps[index]!;
-    const weight = rungeKuttaWeights[stage]!;
+    const from = this.timesteps[index - stage];
+    const timestep = this.timesteps[index];
+    const weight = rungeKuttaWeights[stage];
     if (stage === 0) {
       this.#outputs.push().set(modelOutput);
       this.#start.set(sample);
@@ -149,8 +149,8 @@ export class PndmScheduler implements Scheduler {
     checkIndex(index, this.timesteps.length);
     checkLengths(original, noise, out);
     const stage = this.#inRungeKutta(index) ? index % 4 : 0;
-    const timestep = this.timesteps[stage === 0 ? index : index - stage + 4]!;
-    const alphaCumprod = this.#schedule.alphasCumprod[timestep]!;
+    const timestep = this.timesteps[stage === 0 ? index : index - stage + 4];
+    const alphaCumprod = this.#schedule.alphasCumprod[timestep];
     combine(original, Math.sqrt(alphaCumprod), noise, Math.sqrt(1 - alphaCumprod), out);
   }
 }

@@ -22,7 +22,7 @@ function model(input: Float32Array, timestep: number): Float32Array {
 
 /** Largest difference in units of max(1, |expected|). */
 function difference(actual: Float32Array, expected: readonly number[]): number {
-  return Math.max(...expected.map((value, i) => Math.abs(actual[i]! - value) / Math.max(1, Math.abs(value))));
+  return Math.max(...expected.map((value, i) => Math.abs(actual[i] - value) / Math.max(1, Math.abs(value))));
 }
 
 describe("trajectories of diffusers 0.24", () => {
@@ -32,7 +32,7 @@ describe("trajectories of diffusers 0.24", () => {
     const scheduler = createScheduler({ _class_name: name, ...entry.config }, entry.steps);
     expect(scheduler.timesteps).toHaveLength(entry.samples.length);
     entry.timesteps.forEach((timestep, i) => {
-      expect(Math.abs(scheduler.timesteps[i]! - timestep)).toBeLessThan(1e-3);
+      expect(Math.abs(scheduler.timesteps[i] - timestep)).toBeLessThan(1e-3);
     });
     expect(Math.abs(scheduler.initNoiseSigma / entry.init_noise_sigma - 1)).toBeLessThan(1e-6);
 
@@ -40,8 +40,8 @@ describe("trajectories of diffusers 0.24", () => {
     const input = new Float32Array(sample.length);
     entry.samples.forEach((expected, index) => {
       scheduler.scaleModelInput(sample, index, input);
-      const output = model(input, scheduler.timesteps[index]!);
-      const noise = () => Float32Array.from(entry.noise![index]!);
+      const output = model(input, scheduler.timesteps[index]);
+      const noise = () => Float32Array.from(entry.noise![index]);
       // In place, the way pipelines call it.
       scheduler.step(output, index, sample, sample, noise);
       expect(difference(sample, expected), `after step ${index}`).toBeLessThan(1e-4);

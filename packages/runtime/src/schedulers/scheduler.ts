@@ -19,7 +19,7 @@ export interface Scheduler {
   scaleModelInput(sample: Float32Array, index: number, out: Float32Array): void;
   /**
    * Advances the trajectory: writes the next sample into `out`, which may be `sample`.
-   * @param noise gives new unit-variance noise of the sample's length; needed by LCM and Euler ancestral
+   * @param noise - gives new unit-variance noise of the sample's length; needed by LCM and Euler ancestral
    */
   step(
     modelOutput: Float32Array,
@@ -91,7 +91,7 @@ export function combine(
   secondWeight: number,
   out: Float32Array,
 ): void {
-  for (let i = 0; i < out.length; i++) out[i] = first[i]! * firstWeight + second[i]! * secondWeight;
+  for (let i = 0; i < out.length; i++) out[i] = first[i] * firstWeight + second[i] * secondWeight;
 }
 
 /** One summand of {@link weightedSum}. */
@@ -104,13 +104,13 @@ export interface Term {
 export function weightedSum(terms: readonly Term[], out: Float32Array): void {
   for (let i = 0; i < out.length; i++) {
     let sum = 0;
-    for (const { values, weight } of terms) sum += values[i]! * weight;
+    for (const { values, weight } of terms) sum += values[i] * weight;
     out[i] = sum;
   }
 }
 
 export function scale(values: Float32Array, factor: number, out: Float32Array): void {
-  for (let i = 0; i < out.length; i++) out[i] = values[i]! * factor;
+  for (let i = 0; i < out.length; i++) out[i] = values[i] * factor;
 }
 
 /** The latest arrays of a trajectory in buffers that are allocated once and reused. */
@@ -121,7 +121,7 @@ export class History {
   #previousIndex = Number.NaN;
   #count = 0;
 
-  /** @param capacity how many arrays to keep */
+  /** @param capacity - how many arrays to keep */
   constructor(capacity: number) {
     this.#capacity = capacity;
   }
@@ -146,12 +146,12 @@ export class History {
   push(): Float32Array {
     this.#newest = (this.#newest + 1) % this.#capacity;
     this.#count = Math.min(this.#count + 1, this.#capacity);
-    return this.#buffers[this.#newest]!;
+    return this.#buffers[this.#newest];
   }
 
   /** The array pushed `age` pushes ago; 0 is the newest. */
   at(age: number): Float32Array {
     if (age >= this.#count) throw new RangeError(`history holds ${this.#count} arrays, not ${age + 1}`);
-    return this.#buffers[(this.#newest - age + this.#capacity) % this.#capacity]!;
+    return this.#buffers[(this.#newest - age + this.#capacity) % this.#capacity];
   }
 }

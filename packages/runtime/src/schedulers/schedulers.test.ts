@@ -29,13 +29,13 @@ function level(scheduler: Scheduler, index: number): { alpha: number; sigma: num
   const sigma = new Float32Array(1);
   scheduler.addNoise(one, zero, index, alpha);
   scheduler.addNoise(zero, one, index, sigma);
-  return { alpha: alpha[0]!, sigma: sigma[0]! };
+  return { alpha: alpha[0], sigma: sigma[0] };
 }
 
 /**
  * Relative error before the last evaluation, for Gaussian data. The probability flow keeps the quantile of a sample,
  * so the exact solution is proportional to the standard deviation of the marginal.
- * @param from first evaluation, as in image-to-image
+ * @param from - first evaluation, as in image-to-image
  */
 function gaussianError(config: Record<string, unknown>, steps: number, from = 0): number {
   const scheduler = createScheduler(config, steps);
@@ -49,11 +49,11 @@ function gaussianError(config: Record<string, unknown>, steps: number, from = 0)
   const last = scheduler.timesteps.length - 1;
   for (let index = from; index < last; index++) {
     scheduler.scaleModelInput(sample, index, input);
-    const { alpha, sigma } = levels(scheduler.timesteps[index]!);
-    const output = Float32Array.of(gaussianModel(scheduler.predictionType, input[0]!, alpha, sigma));
+    const { alpha, sigma } = levels(scheduler.timesteps[index]);
+    const output = Float32Array.of(gaussianModel(scheduler.predictionType, input[0], alpha, sigma));
     scheduler.step(output, index, sample, sample);
   }
-  return Math.abs(sample[0]! / deviation(last) - 1);
+  return Math.abs(sample[0] / deviation(last) - 1);
 }
 
 /**
@@ -98,8 +98,8 @@ describe("Gaussian data, whose solution is known", () => {
       const errors = [1, 2, 3].map((solver_order) =>
         gaussianError({ ...geometric, _class_name: name, solver_order }, 40),
       );
-      expect(errors[1]).toBeLessThan(errors[0]! / 2);
-      expect(errors[2]).toBeLessThan(errors[1]! / 2);
+      expect(errors[1]).toBeLessThan(errors[0] / 2);
+      expect(errors[2]).toBeLessThan(errors[1] / 2);
     }
   });
 });
@@ -134,13 +134,13 @@ test("a model that knows x0 and the noise keeps every solver on the line between
       for (let index = 0; index < last; index++) {
         const { alpha, sigma } = variancePreservingLevel(level(scheduler, index));
         const output = {
-          epsilon: noise[0]!,
-          sample: original[0]!,
-          v_prediction: alpha * noise[0]! - sigma * original[0]!,
+          epsilon: noise[0],
+          sample: original[0],
+          v_prediction: alpha * noise[0] - sigma * original[0],
         }[options.prediction_type];
         scheduler.step(Float32Array.of(output), index, sample, sample);
         scheduler.addNoise(original, noise, index + 1, expected);
-        close(sample[0]!, expected[0]!);
+        close(sample[0], expected[0]);
       }
     }),
     { seed: 20, numRuns: 150 },
@@ -194,7 +194,7 @@ describe("Euler ancestral", () => {
       const move = (output: number, noise: number) => {
         const out = new Float32Array(1);
         scheduler.step(Float32Array.of(output), index, Float32Array.of(0), out, () => Float32Array.of(noise));
-        return out[0]!;
+        return out[0];
       };
       // Epsilon is the derivative in sigma, so an output of 1 moves the sample by the change of sigma.
       const down = sigma + move(1, 0);

@@ -13,8 +13,8 @@ export function roundHalfToEven(value: number): number {
 
 /**
  * Descending timesteps of the three spacings of Lin et al. (2024), table 2.
- * @param steps number of entries
- * @param trainTimesteps length of the training schedule
+ * @param steps - number of entries
+ * @param trainTimesteps - length of the training schedule
  */
 export function spacedTimesteps(spacing: Spacing, steps: number, trainTimesteps: number, offset: number): number[] {
   switch (spacing) {
@@ -32,7 +32,7 @@ export function spacedTimesteps(spacing: Spacing, steps: number, trainTimesteps:
 /**
  * Descending timesteps for solvers that end on a last noise level of their own, so that "linspace" and "leading"
  * divide the schedule into one interval more and leave the lowest timestep out (DPM-Solver and UniPC).
- * @param usable number of training timesteps from 0 on that may be used
+ * @param usable - number of training timesteps from 0 on that may be used
  */
 export function solverTimesteps(config: SchedulerConfig, steps: number, usable: number): number[] {
   switch (config.timestep_spacing) {
@@ -75,9 +75,9 @@ export function karrasSigmas(highest: number, lowest: number, steps: number): nu
 /** The timestep, possibly fractional, at which the training schedule has this sigma (linear in log sigma). */
 export function timestepOfSigma(sigma: number, sigmas: Float64Array): number {
   let low = 0;
-  while (low < sigmas.length - 2 && sigmas[low + 1]! <= sigma) low++;
-  const lowLog = Math.log(sigmas[low]!);
-  const weight = (lowLog - Math.log(Math.max(sigma, 1e-10))) / (lowLog - Math.log(sigmas[low + 1]!));
+  while (low < sigmas.length - 2 && sigmas[low + 1] <= sigma) low++;
+  const lowLog = Math.log(sigmas[low]);
+  const weight = (lowLog - Math.log(Math.max(sigma, 1e-10))) / (lowLog - Math.log(sigmas[low + 1]));
   return low + Math.min(Math.max(weight, 0), 1);
 }
 
@@ -94,7 +94,7 @@ export function sigmaSteps(config: SchedulerConfig, schedule: NoiseSchedule, ste
   let timesteps = spacedTimesteps(spacing, steps, trainTimesteps, offset).map(Math.fround);
   let sigmas = timesteps.map((timestep) => interpolate(schedule.sigmas, timestep));
   if (config.use_karras_sigmas) {
-    sigmas = karrasSigmas(config.sigma_max ?? sigmas[0]!, config.sigma_min ?? sigmas[sigmas.length - 1]!, steps);
+    sigmas = karrasSigmas(config.sigma_max ?? sigmas[0], config.sigma_min ?? sigmas[sigmas.length - 1], steps);
     timesteps = sigmas.map((sigma) => Math.fround(timestepOfSigma(sigma, schedule.sigmas)));
   }
   return { timesteps, sigmas: Float64Array.from([...sigmas, 0], Math.fround) };
@@ -107,11 +107,11 @@ export function solverSteps(config: SchedulerConfig, schedule: NoiseSchedule, st
   const usable = all.filter((sigma) => -Math.log(sigma) >= config.lambda_min_clipped).length;
   let timesteps = solverTimesteps(config, steps, usable);
   let sigmas = timesteps.map((timestep) => interpolate(all, timestep));
-  let last = all[0]!;
+  let last = all[0];
   if (config.use_karras_sigmas) {
-    sigmas = karrasSigmas(config.sigma_max ?? all[all.length - 1]!, config.sigma_min ?? all[0]!, steps);
+    sigmas = karrasSigmas(config.sigma_max ?? all[all.length - 1], config.sigma_min ?? all[0], steps);
     timesteps = sigmas.map((sigma) => roundHalfToEven(timestepOfSigma(sigma, all)));
-    last = sigmas[sigmas.length - 1]!;
+    last = sigmas[sigmas.length - 1];
   }
   if (config.final_sigmas_type === "zero") last = 0;
   return { timesteps, sigmas: Float64Array.from([...sigmas, last], Math.fround) };
@@ -119,5 +119,5 @@ export function solverSteps(config: SchedulerConfig, schedule: NoiseSchedule, st
 
 /** Standard deviation of the start noise of a sampler whose states are `x0 + sigma * noise`. */
 export function sigmaInitNoise(config: SchedulerConfig, sigmas: Float64Array): number {
-  return config.timestep_spacing === "leading" ? Math.sqrt(sigmas[0]! ** 2 + 1) : sigmas[0]!;
+  return config.timestep_spacing === "leading" ? Math.sqrt(sigmas[0] ** 2 + 1) : sigmas[0];
 }

@@ -47,7 +47,7 @@ export class UniPcScheduler implements Scheduler {
   step(modelOutput: Float32Array, index: number, sample: Float32Array, out: Float32Array): void {
     checkIndex(index, this.timesteps.length);
     checkLengths(sample, modelOutput, out);
-    const { alpha, sigma } = variancePreserving(this.#sigmas[index]!);
+    const { alpha, sigma } = variancePreserving(this.#sigmas[index]);
     const weights = originalWeights(this.predictionType, alpha, sigma);
     this.#originals.enter(index, sample.length);
     if (this.#start.length !== sample.length) {
@@ -72,12 +72,12 @@ export class UniPcScheduler implements Scheduler {
 
   /**
    * The step from `index` to `index + 1`, as weights of the start sample and the predictions of x0.
-   * @param reached the prediction at the step's end, which turns the predictor into the corrector
+   * @param reached - the prediction at the step's end, which turns the predictor into the corrector
    */
   #update(index: number, order: number, reached?: Float32Array): Term[] {
-    const lambda = (at: number) => -Math.log(this.#sigmas[at]!);
-    const next = variancePreserving(this.#sigmas[index + 1]!);
-    const shrink = next.sigma / variancePreserving(this.#sigmas[index]!).sigma;
+    const lambda = (at: number) => -Math.log(this.#sigmas[at]);
+    const next = variancePreserving(this.#sigmas[index + 1]);
+    const shrink = next.sigma / variancePreserving(this.#sigmas[index]).sigma;
     const h = lambda(index + 1) - lambda(index);
     const decay = Math.expm1(-h);
     const scale = this.#config.solver_type === "bh1" ? -h : decay;
@@ -87,10 +87,10 @@ export class UniPcScheduler implements Scheduler {
     const solution = differenceWeights(positions, -h, scale);
     const older = solution.slice(0, order - 1).map((weight, i) => ({
       values: this.#originals.at(i + 1),
-      weight: (-next.alpha * scale * weight) / positions[i]!,
+      weight: (-next.alpha * scale * weight) / positions[i],
     }));
     const differences: Term[] = reached
-      ? [...older, { values: reached, weight: -next.alpha * scale * solution[order - 1]! }]
+      ? [...older, { values: reached, weight: -next.alpha * scale * solution[order - 1] }]
       : older;
     const base = differences.reduce((sum, { weight }) => sum - weight, -next.alpha * decay);
     return [{ values: this.#start, weight: shrink }, { values: this.#originals.at(0), weight: base }, ...differences];
@@ -99,7 +99,7 @@ export class UniPcScheduler implements Scheduler {
   addNoise(original: Float32Array, noise: Float32Array, index: number, out: Float32Array): void {
     checkIndex(index, this.timesteps.length);
     checkLengths(original, noise, out);
-    const { alpha, sigma } = variancePreserving(this.#sigmas[index]!);
+    const { alpha, sigma } = variancePreserving(this.#sigmas[index]);
     combine(original, alpha, noise, sigma, out);
   }
 }
@@ -129,19 +129,19 @@ function solve(matrix: number[][], right: number[]): number[] {
   for (let column = 0; column < size; column++) {
     let pivot = column;
     for (let row = column + 1; row < size; row++) {
-      if (Math.abs(matrix[row]![column]!) > Math.abs(matrix[pivot]![column]!)) pivot = row;
+      if (Math.abs(matrix[row][column]) > Math.abs(matrix[pivot][column])) pivot = row;
     }
-    [matrix[column], matrix[pivot]] = [matrix[pivot]!, matrix[column]!];
-    [right[column], right[pivot]] = [right[pivot]!, right[column]!];
+    [matrix[column], matrix[pivot]] = [matrix[pivot], matrix[column]];
+    [right[column], right[pivot]] = [right[pivot], right[column]];
     for (let row = column + 1; row < size; row++) {
-      const factor = matrix[row]![column]! / matrix[column]![column]!;
-      for (let k = column; k < size; k++) matrix[row]![k]! -= factor * matrix[column]![k]!;
-      right[row]! -= factor * right[column]!;
+      const factor = matrix[row][column] / matrix[column][column];
+      for (let k = column; k < size; k++) matrix[row][k] -= factor * matrix[column][k];
+      right[row] -= factor * right[column];
     }
   }
   for (let row = size - 1; row >= 0; row--) {
-    for (let k = row + 1; k < size; k++) right[row]! -= matrix[row]![k]! * right[k]!;
-    right[row]! /= matrix[row]![row]!;
+    for (let k = row + 1; k < size; k++) right[row] -= matrix[row][k] * right[k];
+    right[row] /= matrix[row][row];
   }
   return right;
 }

@@ -53,7 +53,7 @@ ${table("Mean over the pictures, and in small the worst picture. Every picture i
 <p class="muted">More is better, but for ${["the Fréchet distances", ...less].join(", ")}. ${
       msssimScales < 5 &&
       `MS-SSIM rests on ${msssimScales} of its five scales, which is all that fits these pictures: its values compare only with such. `
-    }VAE Fréchet is the Fréchet distance between features of the model's own autoencoder (mean latents on a 4 × 4 grid); it is no FID, compares only within one model, and is biased upwards for few pictures.</p>`,
+    }VAE Fréchet is the Fréchet distance between features of the model's own autoencoder (mean latents on a 4 × 4 grid); it is not a FID, compares only within one model, and is biased upwards for few pictures.</p>`,
   };
 }
 
