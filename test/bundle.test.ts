@@ -271,9 +271,12 @@ describe("what a build writes", () => {
 
 describe("verification", () => {
   const reading = (root: string) =>
-    fetchFiles("http://bundle", Object.keys(snapshot(root)), async (url) => {
-      const path = join(root, decodeURIComponent(url.slice("http://bundle/".length)));
-      return new Response(new Uint8Array(await readFile(path)));
+    fetchFiles("http://bundle", {
+      index: Object.keys(snapshot(root)),
+      fetch: async (url) => {
+        const path = join(root, decodeURIComponent(url.slice("http://bundle/".length)));
+        return new Response(new Uint8Array(await readFile(path)));
+      },
     });
 
   test.each(["unet/model.onnx", "unet/model.onnx_data", "profile.json", "tokenizer/tokenizer.json"])(
