@@ -22,7 +22,7 @@ export {
 } from "./manifest.ts";
 export * from "./noise.ts";
 export { type OnnxAdapter, type OnnxAdapterParameter, readOnnxAdapter, writeOnnxAdapter } from "./onnx-adapter.ts";
-export type { TrustOptions } from "./open-bundle.ts";
+export { type OpenedBundle, openBundle, type TrustOptions } from "./open-bundle.ts";
 export type { OrtModule, TensorData } from "./ort.ts";
 export { type OpenOptions, openPipeline, Pipeline, type Selection } from "./pipeline.ts";
 export * from "./schedulers/index.ts";

@@ -24,8 +24,8 @@ export interface OpenedBundle {
 /** How far a bundle is trusted. */
 export interface TrustOptions {
   /**
-   * Compare a bundle's files with its manifest; true by default. Adapters of other bundles, and records that were changed,
-   * are refused in any case.
+   * Compare a bundle's files with its manifest, and refuse integer slots without one; true by default. Adapters of other
+   * bundles, and records that were changed, are refused in any case.
    */
   verify?: boolean;
   /** SHA-256 of the one `manifest.json` that is accepted, lower-case hexadecimal. A folder without a manifest is refused. */
