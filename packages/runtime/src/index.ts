@@ -26,5 +26,12 @@ export { type OpenedBundle, openBundle, type TrustOptions } from "./open-bundle.
 export type { OrtModule, TensorData } from "./ort.ts";
 export { type OpenOptions, openPipeline, Pipeline, type Selection } from "./pipeline.ts";
 export * from "./schedulers/index.ts";
-export { publicKeyBytes, signatureSuffix, signatureText, signedBytes, verifySignature } from "./signature.ts";
+export {
+  publicKeyBytes,
+  signatureSchema,
+  signatureSuffix,
+  signatureText,
+  signedBytes,
+  verifySignature,
+} from "./signature.ts";
 export { loadTokenizer, type PromptTokenizer } from "./tokenizer.ts";

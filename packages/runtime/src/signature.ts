@@ -5,7 +5,8 @@ import { type FolderFiles, parseJson } from "./files.ts";
 /** A file's detached signature lies beside it, under its name and this. */
 export const signatureSuffix = ".sig";
 
-const signatureSchema = z.looseObject({
+/** `FILE.sig`: a detached signature. */
+export const signatureSchema = z.looseObject({
   format: z.literal("quad-signature"),
   version: z.literal(1, { error: "unknown version: this runtime reads version 1" }),
   /** Ed25519 (RFC 8032) over the signed file's bytes after the line {@link signedContext}. */
