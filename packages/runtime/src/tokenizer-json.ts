@@ -48,7 +48,7 @@ export function openTokenizerJson(json: object, config: object, file: string): O
       }
       return guarded(() => {
         const { ids } = tokenizer.encode(text);
-        if (!ids.every((id: unknown) => Number.isSafeInteger(id) && id >= 0))
+        if (!ids.every((id: number) => Number.isSafeInteger(id) && id >= 0))
           throw new Error("token numbers that are not integers");
         return ids;
       });
