@@ -94,7 +94,7 @@ const tokenSchema = z
 /** What the runtime needs of `tokenizer_config.json`. */
 export const tokenizerConfigSchema = z.looseObject({
   /** Tokens per prompt; absurdly large numbers mean "not set". */
-  model_max_length: z.number().positive().optional(),
+  model_max_length: z.number().min(1).transform(Math.floor).optional(),
   pad_token: tokenSchema.nullish(),
   eos_token: tokenSchema.nullish(),
   bos_token: tokenSchema.nullish(),
