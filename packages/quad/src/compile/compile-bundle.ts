@@ -34,7 +34,7 @@ import { copyRest, keepTasks } from "../bundle/copied-files.ts";
 import { type EncodingFrame, encodeForBundle } from "../bundle/encode-adapter.ts";
 import { measureQuality } from "../bundle/quality.ts";
 import { writeAimet } from "../encodings-files/index.ts";
-import { graphIdentity } from "../factors/exposed-adapters.ts";
+import { graphIdentity } from "../factors/load-factors.ts";
 import { writeFileAtomically } from "../files/atomic.ts";
 import { hashFile } from "../files/hash.ts";
 import { componentFile } from "../model/model-folder.ts";

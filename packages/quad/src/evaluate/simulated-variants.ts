@@ -2,7 +2,7 @@ import { existsSync } from "node:fs";
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import type { Task } from "@quad-lora/runtime";
-import { graphIdentity } from "../factors/exposed-adapters.ts";
+import { graphIdentity } from "../factors/load-factors.ts";
 import { hashFile } from "../files/hash.ts";
 import { allocateShare } from "../profile/sensitivity.ts";
 import type { Evaluation, VariantInfo } from "../records/evaluation.ts";

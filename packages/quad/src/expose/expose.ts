@@ -7,6 +7,7 @@ import { type SlotsFile, type Task, tasksFileSchema } from "@quad-lora/runtime";
 import { importAdapter } from "../adapters/import.ts";
 import type { AdaptableModule, AdapterComponent, AdapterReport, ImportedAdapter } from "../adapters/types.ts";
 import { bindAdapter } from "../factors/bind-adapter.ts";
+import { factorMetadata, factorPath } from "../factors/factor-file.ts";
 import { writeFileAtomically } from "../files/atomic.ts";
 import { writeSafetensors } from "../files/safetensors.ts";
 import { findLayers, type Layer, type SkippedNode } from "../layers/find-layers.ts";
@@ -139,8 +140,8 @@ export async function expose(modelPath: string, options: ExposeOptions): Promise
     for (const adapter of adapters) {
       options.signal?.throwIfAborted();
       const { rank: adapterRank, tensors } = bindAdapter(adapter.layers, exposed);
-      const metadata = { "quad.rank": String(adapterRank), "quad.source": basename(adapter.source) };
-      await writeSafetensors(join(temporary, "adapters", `${adapter.name}.safetensors`), tensors, metadata);
+      const metadata = factorMetadata(adapterRank, basename(adapter.source));
+      await writeSafetensors(factorPath(temporary, adapter.name), tensors, metadata);
     }
     await writeFileAtomically(join(temporary, "slots.json"), `${JSON.stringify(slots, null, 1)}\n`);
     options.signal?.throwIfAborted();

@@ -1,7 +1,7 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { InputError } from "@quad-lora/base";
-import { type Slot, type SlotsFile, slotsFileSchema } from "@quad-lora/runtime";
+import { type SlotsFile, slotsFileSchema } from "@quad-lora/runtime";
 import { parseJsonFile } from "./model-folder.ts";
 
 /** @throws InputError if the folder is not an exposed folder */
@@ -35,17 +35,4 @@ export async function denoiserSlots(
     file: join(exposed, "slots.json"),
     fix: "Expose the model with at least one adapter for its denoiser.",
   });
-}
-
-/** The graph inputs for factors, with their shapes; "rank" stands for the adapter's. */
-export function* slotInputs(slots: readonly Slot[]): Generator<[name: string, shape: Slot["shapeA"]]> {
-  for (const { inputA, shapeA, inputB, shapeB } of slots) {
-    yield [inputA, shapeA];
-    yield [inputB, shapeB];
-  }
-}
-
-/** A factor's shape at one rank. */
-export function factorDims(shape: Slot["shapeA"], rank: number): number[] {
-  return shape.map((dim) => (dim === "rank" ? rank : dim));
 }

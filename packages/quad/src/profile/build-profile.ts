@@ -1,8 +1,8 @@
 import { InputError } from "@quad-lora/base";
 import { loadModel } from "@quad-lora/onnx";
 import { alignBatches, shapeOf } from "../calibrate/calibrate.ts";
-import { type AdapterFactors, encodeAdapter, type SlotScales, slotScales } from "../factors/adapter-encodings.ts";
-import { graphIdentity, loadFactors } from "../factors/exposed-adapters.ts";
+import { type AdapterFactors, encodeAdapter, type SlotScales, slotScales } from "../factors/encode-factors.ts";
+import { graphIdentity, loadFactors } from "../factors/load-factors.ts";
 import { componentFile } from "../model/model-folder.ts";
 import { denoiserSlots } from "../model/slots.ts";
 import { prepareGraph } from "../quantizable/prepare-graph.ts";

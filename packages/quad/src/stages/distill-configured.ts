@@ -8,8 +8,8 @@ import { bundleFiles, readRecords } from "../bundle/bundle-folder.ts";
 import { type EncodedFiles, encodeForBundle } from "../bundle/encode-adapter.ts";
 import { recordTrajectory } from "../calibrate/record-trajectory.ts";
 import { type DistillAdapterResult, distillAdapters, recordDataset, recordTeacher } from "../distill/index.ts";
-import { readAdapterFile } from "../factors/adapter-file.ts";
-import { graphIdentity, refuseOtherGraph } from "../factors/exposed-adapters.ts";
+import { readFactorFile } from "../factors/factor-file.ts";
+import { graphIdentity, refuseOtherGraph } from "../factors/load-factors.ts";
 import { openFolder } from "../model/open-folder.ts";
 import { type Profile, readProfile } from "../records/profile.ts";
 import type { BuildConfig } from "../settings/config.ts";
@@ -119,7 +119,7 @@ async function encodeDistilled(
 ): Promise<EncodedFiles> {
   const { name, source, task, withoutSlot } = before;
   const common = signal ? { signal } : {};
-  const { rank, tensors } = await readAdapterFile(file);
+  const { rank, tensors } = await readFactorFile(file);
   const encoded = await encodeForBundle(name, { rank, tensors, source }, frozen, {
     ...{ align: false, withoutSlot, ...common, ...(task ? { task } : {}) },
     onProgress: (done, total) => onProgress?.(`encoding ${name}`, done, total),

@@ -3,7 +3,7 @@ import type { Model } from "@quad-lora/onnx";
 import { importAdapter } from "../adapters/import.ts";
 import { type WriteAdapterOptions, writeKohya, writePeft } from "../adapters/write.ts";
 import { resolveAdapter, toModule } from "../expose/expose.ts";
-import { graphIdentity } from "../factors/exposed-adapters.ts";
+import { graphIdentity } from "../factors/load-factors.ts";
 import type { Layer } from "../layers/find-layers.ts";
 import { denoiserSlots } from "../model/slots.ts";
 import { type Profile, readProfile } from "../records/profile.ts";

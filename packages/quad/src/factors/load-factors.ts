@@ -6,8 +6,8 @@ import type { SlotsFile } from "@quad-lora/runtime";
 import { hashFile } from "../files/hash.ts";
 import { componentFile } from "../model/model-folder.ts";
 import type { Profile } from "../records/profile.ts";
-import { type AdapterFactors, factorsOf } from "./adapter-encodings.ts";
-import { readAdapterFile } from "./adapter-file.ts";
+import { type AdapterFactors, factorsOf } from "./encode-factors.ts";
+import { readFactorFile } from "./factor-file.ts";
 
 /**
  * The factors of the named adapters in an exposed folder, padded to one rank: the largest among them, or the slots' fixed
@@ -25,7 +25,7 @@ export async function loadFactors(
   for (const name of names) {
     const path = join(folder, `${name}.safetensors`);
     if (!existsSync(path)) continue;
-    const { rank, tensors } = await readAdapterFile(path);
+    const { rank, tensors } = await readFactorFile(path);
     read.push({ name, rank, tensors });
   }
   const rank = Math.max(leastRank, ...read.map((adapter) => adapter.rank));

@@ -4,8 +4,8 @@ import { beforeAll, describe, expect, test } from "vitest";
 import { temporaryFolder } from "../../../../test/helpers/models.ts";
 import { writeFileAtomically } from "../files/atomic.ts";
 import { writeSafetensors } from "../files/safetensors.ts";
-import { encodeAdapter, slotScales } from "./adapter-encodings.ts";
-import { graphIdentity, loadFactors } from "./exposed-adapters.ts";
+import { encodeAdapter, slotScales } from "./encode-factors.ts";
+import { graphIdentity, loadFactors } from "./load-factors.ts";
 
 const folder = temporaryFolder();
 
