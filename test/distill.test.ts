@@ -22,7 +22,7 @@ import { buildStudent, distillNames } from "../packages/quad/src/distill/student
 import { teacherBatches } from "../packages/quad/src/distill/teacher-batches.ts";
 import { encodeAdapter } from "../packages/quad/src/factors/encode-factors.ts";
 import { loadFactors } from "../packages/quad/src/factors/load-factors.ts";
-import { componentFile } from "../packages/quad/src/model/model-folder.ts";
+import { componentFile } from "../packages/quad/src/model/graph-files.ts";
 import { denoiserSlots } from "../packages/quad/src/model/slots.ts";
 import { buildProfile } from "../packages/quad/src/profile/build-profile.ts";
 import { prepareGraph } from "../packages/quad/src/quantizable/prepare-graph.ts";

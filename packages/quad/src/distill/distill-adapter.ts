@@ -2,18 +2,15 @@ import { createHash } from "node:crypto";
 import { readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { InputError } from "@quad-lora/base";
-import { loadModel } from "@quad-lora/onnx";
 import { shapeOf } from "../calibrate/calibrate.ts";
+import { ExposedModel } from "../exposed/exposed-model.ts";
 import { encodeAdapter, factorsOf } from "../factors/encode-factors.ts";
 import { factorMetadata, readFactorFile } from "../factors/factor-file.ts";
-import { refuseOtherGraph } from "../factors/load-factors.ts";
 import { otherFactors } from "../factors/other-factors.ts";
 import { hashFile } from "../files/hash.ts";
 import { writeSafetensors } from "../files/safetensors.ts";
 import { decibels } from "../metrics/index.ts";
-import { componentFile, readScheduler } from "../model/model-folder.ts";
-import { denoiserSlots } from "../model/slots.ts";
-import { prepareGraph } from "../quantizable/prepare-graph.ts";
+import { readScheduler } from "../model/model-folder.ts";
 import { readProfile } from "../records/profile.ts";
 import { readTrajectory } from "../records/trajectory.ts";
 import type { DistillSettings } from "../settings/distill.ts";
@@ -76,8 +73,9 @@ export async function distillAdapter(options: DistillAdapterOptions): Promise<Di
   const { exposed, adapter, settings, signal } = options;
   const { threads } = settings;
   const profile = await readProfile(options.profile);
-  const { component, slots, file: slotsFile } = await denoiserSlots(exposed);
-  await refuseOtherGraph(profile, exposed, component, options.profile);
+  const model = await ExposedModel.open(exposed);
+  const { component, slots, slotsFile } = model;
+  await model.refuse(profile, options.profile);
   const adapterFile = join(options.adapters ?? join(exposed, "adapters"), `${adapter}.safetensors`);
   const original = await readFactorFile(adapterFile);
   const { adapterBits, align } = profile.policy;
@@ -108,7 +106,7 @@ export async function distillAdapter(options: DistillAdapterOptions): Promise<Di
     });
   }
   const shape = { batch: calls * perCall, height, width, tokens };
-  const prepared = await prepareGraph(loadModel(componentFile(exposed, component)), slots, shape);
+  const prepared = await model.prepare(shape);
   const { features, featureBlocks } = settings;
   const blocks = features > 0 ? findFeatureBlocks(prepared, featureBlocks) : [];
   const student = await buildStudent(prepared, slots, profile, inputs, {

@@ -2,7 +2,7 @@ import { InputError } from "@quad-lora/base";
 import { loadModel } from "@quad-lora/onnx";
 import { type PictureSize, readDefaultSize } from "@quad-lora/runtime";
 import { folderFiles } from "../files/folder-files.ts";
-import { componentFile } from "./model-folder.ts";
+import { componentFile } from "./graph-files.ts";
 
 /**
  * The size in pixels that a model folder or bundle draws when nothing says otherwise. Opens no graph in ONNX Runtime, which

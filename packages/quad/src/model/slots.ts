@@ -1,24 +1,12 @@
-import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { InputError } from "@quad-lora/base";
 import { type SlotsFile, slotsFileSchema } from "@quad-lora/runtime";
-import { parseJsonFile } from "./model-folder.ts";
+import { readRecord } from "../files/json.ts";
 
 /** @throws InputError if the folder is not an exposed folder */
 export async function readSlots(exposed: string): Promise<SlotsFile> {
   const file = join(exposed, "slots.json");
-  let text: string;
-  try {
-    text = await readFile(file, "utf8");
-  } catch {
-    throw new InputError({
-      what: "there is no slots.json",
-      file: exposed,
-      expected: "a folder written by quad expose",
-      fix: "Run quad expose first.",
-    });
-  }
-  return parseJsonFile(file, text, slotsFileSchema);
+  return readRecord(file, slotsFileSchema, "a folder written by quad expose", "Run quad expose first.");
 }
 
 /** The denoiser's name and slots in an exposed folder. */

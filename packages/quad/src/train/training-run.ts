@@ -6,14 +6,9 @@ import { basename, dirname, join, resolve } from "node:path";
 import { InputError } from "@quad-lora/base";
 import type { Model } from "@quad-lora/onnx";
 import { z } from "zod";
+import { parseJsonFile } from "../files/json.ts";
 import { findLayers, type Layer } from "../layers/find-layers.ts";
-import {
-  loadComponent,
-  type ModelFolder,
-  openModelFolder,
-  parseJsonFile,
-  readScheduler,
-} from "../model/model-folder.ts";
+import { loadComponent, type ModelFolder, openModelFolder, readScheduler } from "../model/model-folder.ts";
 import type { TrainingCurve } from "./checkpoint.ts";
 import { readTrainingFolder } from "./dataset.ts";
 import { type DenoiserGraph, type DenoiserGraphOptions, parametersName } from "./denoiser-graph.ts";
