@@ -1,6 +1,12 @@
 import { InputError } from "@quad-lora/base";
 import { describe, expect, test } from "vitest";
-import { createScheduler, parseSchedulerConfig, parseSchedulerConfigText, schedulerClasses } from "./index.ts";
+import {
+  alphaSigma,
+  createScheduler,
+  parseSchedulerConfig,
+  parseSchedulerConfigText,
+  schedulerClasses,
+} from "./index.ts";
 
 function problemOf(action: () => unknown): InputError {
   try {
@@ -205,6 +211,20 @@ describe("noise levels at the ends", () => {
         expect(lastState(config)).not.toBe(0.25);
       }
     }
+  });
+
+  test("Euler ends on x0, or with final_sigmas_type sigma_min on the lowest level of the schedule", () => {
+    const config = { ...base, _class_name: "EulerDiscreteScheduler" };
+    expect(lastState(config)).toBe(0.25);
+    const { alpha, sigma } = alphaSigma(config)(0);
+    // The state 3 is 0.25 and noise at the level of timestep 0, the last one: what it ends on is that state.
+    expect(lastState({ ...config, final_sigmas_type: "sigma_min" })).toBeCloseTo(3, 5);
+    const scheduler = createScheduler({ ...config, timestep_spacing: "trailing", final_sigmas_type: "sigma_min" }, 4);
+    const level = alphaSigma(config)(scheduler.timesteps[3]);
+    const out = new Float32Array(1);
+    scheduler.step(Float32Array.of(0.25), 3, Float32Array.of(3), out);
+    const noise = (3 - 0.25) / (level.sigma / level.alpha);
+    expect(out[0]).toBeCloseTo(0.25 + (sigma / alpha) * noise, 5);
   });
 
   test("lambda_min_clipped drops the noisiest timesteps", () => {

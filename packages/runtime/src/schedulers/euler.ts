@@ -18,7 +18,8 @@ const options = {
   ...zeroSnrOptions,
   ...spacingOptions("linspace"),
   ...sigmaOptions,
-  final_sigmas_type: z.literal("zero").default("zero"),
+  /** Noise level after the last step: none, or the schedule's lowest. */
+  final_sigmas_type: z.enum(["zero", "sigma_min"]).default("zero"),
   interpolation_type: z.literal("linear").default("linear"),
   timestep_type: z.literal("discrete").default("discrete"),
 };
@@ -38,7 +39,9 @@ export function explodingOriginalWeights(type: PredictionType, sigma: number): P
 }
 
 /** What a step of Euler's method needs. */
-type Config = Omit<OptionsOf<typeof options>, "final_sigmas_type" | "interpolation_type" | "timestep_type">;
+type Config = Omit<OptionsOf<typeof options>, "final_sigmas_type" | "interpolation_type" | "timestep_type"> & {
+  final_sigmas_type?: "zero" | "sigma_min";
+};
 
 /**
  * Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (2022), algorithm 2 without

@@ -11,7 +11,7 @@ import {
 
 type SpacingConfig = OptionsOf<ReturnType<typeof spacingOptions>> & { num_train_timesteps: number };
 type Spacing = SpacingConfig["timestep_spacing"];
-type SigmaConfig = SpacingConfig & OptionsOf<typeof sigmaOptions>;
+type SigmaConfig = SpacingConfig & OptionsOf<typeof sigmaOptions> & { final_sigmas_type?: "zero" | "sigma_min" };
 type SolverConfig = OptionsOf<typeof solverOptions> & { lambda_min_clipped?: number };
 
 /** Rounds halves to the even neighbour, as NumPy does. */
@@ -118,7 +118,7 @@ export function timestepOfSigma(sigma: number, sigmas: Float64Array): number {
 /** Steps of a scheduler that works in sigma / alpha. */
 export interface SigmaSteps {
   readonly timesteps: number[];
-  /** Descending, one per timestep, then 0. */
+  /** Descending, one per timestep, then the level after the last step. */
   readonly sigmas: Float64Array;
 }
 
@@ -129,7 +129,8 @@ export function sigmaSteps(config: SigmaConfig, schedule: NoiseSchedule, steps: 
   const own = spaced.map((timestep) => interpolate(schedule.sigmas, timestep));
   const respaced = respacedSigmas(config, own[0], own[own.length - 1], steps);
   const timesteps = respaced?.map((sigma) => Math.fround(timestepOfSigma(sigma, schedule.sigmas))) ?? spaced;
-  return { timesteps, sigmas: Float64Array.from([...(respaced ?? own), 0], Math.fround) };
+  const last = config.final_sigmas_type === "sigma_min" ? schedule.sigmas[0] : 0;
+  return { timesteps, sigmas: Float64Array.from([...(respaced ?? own), last], Math.fround) };
 }
 
 /** Steps of a multistep solver. */
