@@ -42,7 +42,7 @@ const positive = z.number().positive();
 
 /** Every scheduler has these. */
 export const trainingOptions = {
-  num_train_timesteps: z.number().int().min(2).default(1000),
+  num_train_timesteps: z.number().int().min(2).max(100_000).default(1000),
   prediction_type: z.enum(["epsilon", "v_prediction", "sample", "flow_prediction"]).default("epsilon"),
 };
 
@@ -116,7 +116,7 @@ export const consistencyOptions = {
   beta_end: positive.lt(1).default(0.012),
   beta_schedule: betaOptions.beta_schedule.unwrap().default("scaled_linear"),
   /** Steps of the distillation, among which the timesteps are chosen. */
-  original_inference_steps: z.number().int().min(1).default(50),
+  original_inference_steps: z.number().int().min(1).max(100_000).default(50),
 };
 
 /** For {@link SchedulerDefinition.inert}: clipping by quantiles. */
