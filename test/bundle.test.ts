@@ -391,7 +391,7 @@ describe("adding later", () => {
   test("a rank beyond a fixed one, a strange name, and a changed profile are refused", async () => {
     const copy = copyOfBundle();
     const options = { bundle: copy, adapter: lateAdapter(), name: "late" };
-    await expect(addToBundle({ ...options, name: "../late" })).rejects.toThrow(/no name for an adapter/);
+    await expect(addToBundle({ ...options, name: "../late" })).rejects.toThrow(/is not a name for an adapter/);
     const slotsPath = join(copy, "slots.json");
     writeFileSync(slotsPath, JSON.stringify({ ...json(slotsPath), rank: { kind: "fixed", rank: 3 } }));
     await expect(addToBundle(options)).rejects.toThrow(/slots.json: is not the file that the manifest describes/);
@@ -431,7 +431,7 @@ describe("building again", () => {
     const other = join(folder, "other-profile.json");
     writeFileSync(other, JSON.stringify({ ...json(profile), graph: "0".repeat(64) }));
     const options = { exposed, profile, out, target: "cpu" as const };
-    await expect(compileBundle({ ...options, profile: other })).rejects.toThrow(/graph: .*made for another graph/);
+    await expect(compileBundle({ ...options, profile: other })).rejects.toThrow(/graph: .*belongs to another graph/);
     await expect(compileBundle({ ...options, target: "npu" })).rejects.toThrow(
       /another target .*expected npu, got cpu/,
     );

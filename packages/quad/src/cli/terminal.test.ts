@@ -1,0 +1,23 @@
+import { describe, expect, test } from "vitest";
+import { formatDuration, formatTable } from "./terminal.ts";
+
+describe("a table", () => {
+  test("has columns as wide as their widest cell, numbers to the right and no spaces at the ends", () => {
+    const table = formatTable([
+      ["task", "rank", "note"],
+      ["flat", 16, "x"],
+      ["a longer name", 8, ""],
+    ]);
+    expect(table.split("\n")).toEqual([
+      "task           rank  note",
+      "-------------  ----  ----",
+      "flat             16  x",
+      "a longer name     8",
+    ]);
+  });
+});
+
+test("durations have two digits of seconds at most below a minute, then minutes", () => {
+  const shown = [80, 1249, 9940, 12_300, 59_400, 60_000, 185_000].map(formatDuration);
+  expect(shown).toEqual(["0.1 s", "1.2 s", "9.9 s", "12 s", "59 s", "1 min 00 s", "3 min 05 s"]);
+});
