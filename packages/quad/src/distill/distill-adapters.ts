@@ -5,6 +5,7 @@ import { ExposedModel } from "../exposed/exposed-model.ts";
 import { decibels as toDecibels } from "../metrics/index.ts";
 import { graphBytes } from "../model/graph-files.ts";
 import type { TrainingProgress } from "../train/training-loop.ts";
+import type { StageOptions } from "../work/progress.ts";
 import { type DistillAdapterOptions, type DistillAdapterResult, distillAdapter } from "./distill-adapter.ts";
 
 /** What a worker process says. */
@@ -13,23 +14,13 @@ export type WorkerReply =
   | { kind: "result"; result: DistillAdapterResult }
   | { kind: "error"; message: string; problem?: InputProblem };
 
-/** Progress of several adapters as one. */
-export interface DistillProgress {
-  done: number;
-  total: number;
-  /** Latest signal to noise that the losses stand for, dB, by adapter. */
-  decibels: Readonly<Record<string, number>>;
-  /** The same for the features behind blocks, where they take part. */
-  featureDecibels: Readonly<Record<string, number>>;
-}
-
 /**
  * Runs {@link distillAdapter} for several adapters, side by side in processes of their own as cores and memory allow.
  * Adapters do not depend on each other, so results are the same however many run at once.
  */
 export async function distillAdapters(
-  jobs: readonly Omit<DistillAdapterOptions, "signal" | "onProgress">[],
-  options: { signal?: AbortSignal; onProgress?: (progress: DistillProgress) => void; atOnce?: number } = {},
+  jobs: readonly Omit<DistillAdapterOptions, "signal" | "onStep">[],
+  options: StageOptions & { atOnce?: number } = {},
 ): Promise<DistillAdapterResult[]> {
   const atOnce = Math.min(jobs.length, options.atOnce ?? (await capacity(jobs)));
   const steps = jobs.map(() => 0);
@@ -45,17 +36,18 @@ export async function distillAdapters(
     while (next < jobs.length) {
       const index = next++;
       const job = jobs[index];
-      const onProgress = ({ step, loss, terms }: TrainingProgress) => {
+      const onStep = ({ step, loss, terms }: TrainingProgress) => {
         steps[index] = step;
         const { features } = terms;
         decibels[job.adapter] = toDecibels(loss - job.settings.features * (features ?? 0));
         if (features !== undefined) featureDecibels[job.adapter] = toDecibels(features);
-        options.onProgress?.({ done: steps.reduce((a, b) => a + b, 0), total, decibels, featureDecibels });
+        const done = steps.reduce((a, b) => a + b, 0);
+        options.onProgress?.("distilling", done, total, describe(decibels, featureDecibels));
       };
       signal.throwIfAborted();
       try {
         results[index] =
-          atOnce > 1 ? await inProcess(job, signal, onProgress) : await distillAdapter({ ...job, signal, onProgress });
+          atOnce > 1 ? await inProcess(job, signal, onStep) : await distillAdapter({ ...job, signal, onStep });
       } catch (error) {
         failed.abort(error);
         throw error;
@@ -67,6 +59,17 @@ export async function distillAdapters(
   if (failed.signal.aborted) throw failed.signal.reason;
   for (const outcome of outcomes) if (outcome.status === "rejected") throw outcome.reason;
   return results;
+}
+
+/** `flat 38.2 dB, sketch 35.0 dB (features 24.1)` */
+function describe(
+  decibels: Readonly<Record<string, number>>,
+  featureDecibels: Readonly<Record<string, number>>,
+): string {
+  const features = (name: string) => (name in featureDecibels ? ` (features ${featureDecibels[name].toFixed(1)})` : "");
+  return Object.entries(decibels)
+    .map(([name, value]) => `${name} ${value.toFixed(1)} dB${features(name)}`)
+    .join(", ");
 }
 
 /** How many adapters can train at once. Activations of a training step take several times the model's size. */
@@ -82,9 +85,9 @@ async function capacity(jobs: readonly Pick<DistillAdapterOptions, "exposed" | "
 }
 
 function inProcess(
-  job: Omit<DistillAdapterOptions, "signal" | "onProgress">,
+  job: Omit<DistillAdapterOptions, "signal" | "onStep">,
   signal: AbortSignal,
-  onProgress: (progress: TrainingProgress) => void,
+  onStep: (progress: TrainingProgress) => void,
 ): Promise<DistillAdapterResult> {
   return new Promise((resolve, reject) => {
     const child = fork(new URL("./worker.js", import.meta.url));
@@ -92,7 +95,7 @@ function inProcess(
     signal.addEventListener("abort", stop, { once: true });
     let reply: WorkerReply | undefined;
     child.on("message", (message: WorkerReply) => {
-      if (message.kind === "progress") onProgress(message.progress);
+      if (message.kind === "progress") onStep(message.progress);
       else reply = message;
     });
     child.once("error", reject);

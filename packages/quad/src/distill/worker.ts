@@ -11,12 +11,12 @@ process.on("disconnect", () => controller.abort(new Error("interrupted")));
 
 const send = (reply: WorkerReply) => new Promise<void>((resolve) => process.send?.(reply, () => resolve()));
 
-process.once("message", async (options: Omit<DistillAdapterOptions, "signal" | "onProgress">) => {
+process.once("message", async (options: Omit<DistillAdapterOptions, "signal" | "onStep">) => {
   try {
     const result = await distillAdapter({
       ...options,
       signal: controller.signal,
-      onProgress: (progress) => void send({ kind: "progress", progress }),
+      onStep: (progress) => void send({ kind: "progress", progress }),
     });
     await send({ kind: "result", result });
   } catch (error) {

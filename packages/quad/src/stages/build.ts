@@ -2,11 +2,10 @@ import { join } from "node:path";
 import type { AdapterRecord, BundleQuality, Pipeline } from "@quad-lora/runtime";
 import { readManifest, readRecords } from "../bundle/bundle-folder.ts";
 import { isBundleAsWritten, noteBundle } from "../bundle/bundle-state.ts";
-import { type CalibrateOptions, observeTasks, recordTask } from "../calibrate/calibrate.ts";
+import { observeTasks, recordTask } from "../calibrate/calibrate.ts";
 import { compileBundle } from "../compile/compile-bundle.ts";
 import { expose } from "../expose/expose.ts";
 import { readImage, readMask } from "../files/images.ts";
-import { decibels } from "../metrics/index.ts";
 import { openModelFolder } from "../model/model-folder.ts";
 import { LazyPipeline } from "../model/open-folder.ts";
 import { defaultSize } from "../model/picture-size.ts";
@@ -14,15 +13,15 @@ import { buildProfile } from "../profile/build-profile.ts";
 import { type Profile, readProfile } from "../records/profile.ts";
 import type { TaskCase } from "../records/trajectory.ts";
 import type { BuildConfig } from "../settings/config.ts";
+import { withoutUndefined } from "../settings/without-undefined.ts";
 import { tuneProfile } from "../tune/tune-profile.ts";
 import { HashCache } from "../work/hash-tree.ts";
+import type { StageOptions } from "../work/progress.ts";
 import { removeStale, runStage, type StageResult } from "../work/stage.ts";
 import { adaptersToDistill, distillStages } from "./distill-stages.ts";
 
 /** How a caller follows and stops a build. */
-export interface BuildOptions {
-  signal?: AbortSignal;
-  onProgress?: (stage: string, done: number, total: number, detail?: string) => void;
+export interface BuildOptions extends StageOptions {
   /** Told of every stage when it is done or found done. */
   onStage?: (name: string, result: StageResult) => void;
   onWarning?: (text: string) => void;
@@ -58,7 +57,7 @@ function stageRunner(work: string, options: BuildOptions) {
   return { stages, stage };
 }
 
-function commonOf({ signal, onProgress }: BuildOptions) {
+function commonOf({ signal, onProgress }: StageOptions): StageOptions {
   return { signal, onProgress };
 }
 
@@ -95,7 +94,7 @@ export async function exposeConfigured(
       out: join(temporary, "exposed"),
       adapters: config.adapters,
       signal: options.signal,
-      onProgress: ({ stage: label, done, total }) => options.onProgress?.(label, done, total),
+      onProgress: options.onProgress,
     });
   });
   return { exposed: join(folder, "exposed"), key, hashes };
@@ -138,10 +137,9 @@ export async function calibrateConfigured(
 
   const observedFrom = { recordKeys: Object.values(recordKeys), observe: config.observe };
   const observed = await stage("observe", "observe", observedFrom, async (folder) => {
-    const settings = Object.fromEntries(Object.entries(config.observe).filter(([, value]) => value !== undefined));
     await observeTasks(exposedFolder, trajectories, join(folder, "observations.safetensors"), {
       ...common,
-      ...settings,
+      ...withoutUndefined(config.observe),
     });
   });
   await hashes.save();
@@ -195,9 +193,7 @@ export async function build(config: BuildConfig, options: BuildOptions = {}): Pr
             out: join(folder, "profile.json"),
             settings: config.tune,
             checkpoints: join(work, "checkpoints"),
-            signal: options.signal,
-            onProgress: ({ step, steps, loss }) =>
-              options.onProgress?.("training ranges", step, steps, `${decibels(loss).toFixed(1)} dB`),
+            ...common,
           });
         });
   const chosen = tuned ?? profiled;
@@ -280,7 +276,7 @@ export async function recordConfigured(
   task: string,
   settings: BuildConfig["tasks"][string],
   file: string,
-  options: CalibrateOptions,
+  options: StageOptions,
 ): Promise<void> {
   await recordTask(exposed, task, await loadCases(exposed, settings), file, options);
 }

@@ -14,19 +14,18 @@ import { openFolder } from "../model/open-folder.ts";
 import { type Profile, readProfile } from "../records/profile.ts";
 import type { BuildConfig } from "../settings/config.ts";
 import { HashCache } from "../work/hash-tree.ts";
+import type { StageOptions } from "../work/progress.ts";
 import { runStage } from "../work/stage.ts";
 import { exposeConfigured, loadCases } from "./build.ts";
-import { adaptersToDistill, describe } from "./distill-stages.ts";
+import { adaptersToDistill } from "./distill-stages.ts";
 
-interface CommonOptions {
+interface CommonOptions extends StageOptions {
   /** Tasks to draw, and `distill` settings. */
   config: BuildConfig;
   /** Default: those that `config.distill.adapters` says. */
   names?: readonly string[];
   /** Folder of pictures and captions in place of the teacher's own; for one adapter. */
   dataset?: string;
-  signal?: AbortSignal;
-  onProgress?: (stage: string, done: number, total: number, detail?: string) => void;
 }
 
 /** What {@link distillConfigured} reads and writes. */
@@ -118,20 +117,23 @@ async function encodeDistilled(
   exposed: string,
 ): Promise<EncodedFiles> {
   const { name, source, task, withoutSlot } = before;
-  const common = signal ? { signal } : {};
   const { rank, tensors } = await readFactorFile(file);
   const encoded = await encodeForBundle(name, { rank, tensors, source }, frozen, {
-    ...{ align: false, withoutSlot, ...common, ...(task ? { task } : {}) },
-    onProgress: (done, total) => onProgress?.(`encoding ${name}`, done, total),
+    align: false,
+    withoutSlot,
+    task,
+    signal,
+    onProgress,
   });
   const cases = await loadCases(exposed, config.tasks[name]);
   const reference = await openFolder(exposed);
   try {
     const trajectory = await recordTrajectory(reference, name, cases, {
-      ...common,
-      onProgress: (done, total) => onProgress?.(`drawing ${name} in full precision`, done, total),
+      stage: `drawing ${name} in full precision`,
+      signal,
+      onProgress,
     });
-    encoded.record.fit.measured = await measureEncoded(frozen, name, encoded, trajectory, common);
+    encoded.record.fit.measured = await measureEncoded(frozen, name, encoded, trajectory, { signal });
   } finally {
     await reference.dispose();
   }
@@ -169,10 +171,7 @@ async function drawAndTrain(
     });
   }
   await hashes.save();
-  return distillAdapters(jobs, {
-    signal,
-    onProgress: (progress) => onProgress?.("distilling", progress.done, progress.total, describe(progress)),
-  });
+  return distillAdapters(jobs, common);
 }
 
 function namesOf({ config, names, dataset }: CommonOptions, profile: Profile): readonly string[] {

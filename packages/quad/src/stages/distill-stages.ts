@@ -1,9 +1,10 @@
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
-import { type DistillProgress, distillAdapters, recordTeacher } from "../distill/index.ts";
+import { distillAdapters, recordTeacher } from "../distill/index.ts";
 import type { Profile } from "../records/profile.ts";
 import type { TaskCase } from "../records/trajectory.ts";
 import type { BuildConfig } from "../settings/config.ts";
+import type { StageOptions } from "../work/progress.ts";
 import type { StageResult } from "../work/stage.ts";
 
 /** The adapters that a configuration wants tuned to a profile. */
@@ -13,7 +14,7 @@ export function adaptersToDistill(config: Pick<BuildConfig, "adapters" | "distil
   return config.distill.adapters === "all" ? names : names.filter((name) => name !== profile.strategy.anchor);
 }
 
-export interface DistillStagesOptions {
+export interface DistillStagesOptions extends StageOptions {
   exposed: string;
   /** Profile file, and what it says. */
   profile: string;
@@ -25,8 +26,6 @@ export interface DistillStagesOptions {
   /** By task, what the teacher draws from: hash of the exposed folder, the task's settings and its pictures. */
   recordKeys: Readonly<Record<string, string>>;
   stage: (label: string, name: string, inputs: unknown, run: (folder: string) => Promise<void>) => Promise<StageResult>;
-  signal?: AbortSignal;
-  onProgress?: (stage: string, done: number, total: number, detail?: string) => void;
 }
 
 /** Stages: the teacher of every adapter, then the distillation of all. The result's folder holds the adapters' files. */
@@ -58,18 +57,7 @@ export async function distillStages(
       ...{ exposed, profile, adapter, settings, checkpoints, out: folder },
       trajectory: join(teachers[index].folder, "trajectory.safetensors"),
     }));
-    await distillAdapters(jobs, {
-      signal,
-      onProgress: (progress) => onProgress?.("distilling", progress.done, progress.total, describe(progress)),
-    });
+    await distillAdapters(jobs, common);
     await rm(checkpoints, { recursive: true, force: true });
   });
-}
-
-/** `flat 38.2 dB, sketch 35.0 dB (features 24.1)` */
-export function describe({ decibels, featureDecibels }: DistillProgress): string {
-  const features = (name: string) => (name in featureDecibels ? ` (features ${featureDecibels[name].toFixed(1)})` : "");
-  return Object.entries(decibels)
-    .map(([name, value]) => `${name} ${value.toFixed(1)} dB${features(name)}`)
-    .join(", ");
 }
