@@ -22,7 +22,7 @@ import {
   replaceFolder,
   temporaryFolder,
 } from "../bundle/bundle-folder.ts";
-import { copyRest, keepTasks } from "../bundle/copied-files.ts";
+import { copyRest } from "../bundle/copied-files.ts";
 import { type EncodingFrame, encodeForBundle } from "../bundle/encode-adapter.ts";
 import { measureQuality } from "../bundle/quality.ts";
 import { writeAimet } from "../encodings-files/index.ts";
@@ -32,6 +32,7 @@ import { hashFile } from "../files/hash.ts";
 import { writeRecord } from "../files/json.ts";
 import { refuseForeignFolder } from "../files/overwrite.ts";
 import { componentFile, graphIdentity } from "../model/graph-files.ts";
+import { keepTasks } from "../model/keep-tasks.ts";
 import { openFolder } from "../model/open-folder.ts";
 import { aimetEncodings } from "../profile/export-encodings.ts";
 import { type Profile, pointEncoding, readProfile } from "../records/profile.ts";

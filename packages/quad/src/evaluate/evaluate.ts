@@ -7,7 +7,7 @@ import { openFolder } from "../model/open-folder.ts";
 import { type Evaluation, type VariantInfo, writeEvaluation } from "../records/evaluation.ts";
 import type { BuildConfig } from "../settings/config.ts";
 import { HashCache } from "../work/hash-tree.ts";
-import { adaptersOf, heldOutCases, type PreparedCase, prepareCase } from "./cases.ts";
+import { adaptersOf, heldOutCases, type PreparedCase, prepareCase, sayingAdapters } from "./cases.ts";
 import { measureCauses } from "./causes.ts";
 import { machineFacts, storageOf, versionFacts } from "./facts.ts";
 import { folderDrawer, folderIdentity } from "./folder-drawer.ts";
@@ -204,8 +204,10 @@ async function describeTasks(
 }> {
   const pipeline = await openFolder(candidate);
   const size = pipeline.defaultSize;
-  const definitions = new Map(pipeline.tasks.map((name) => [name, pipeline.task(name)]));
   const { adapters } = pipeline;
+  const definitions = new Map(
+    pipeline.tasks.map((name) => [name, sayingAdapters(name, pipeline.task(name), adapters)]),
+  );
   await pipeline.dispose();
   const chosen = new Map<string, Readonly<Task>>();
   for (const name of tasks ?? definitions.keys()) {
