@@ -5,8 +5,9 @@ import { writeFileAtomically } from "../files/atomic.ts";
 import { type Ablation, type AblationRow, readAblation, writeAblation } from "../records/ablation.ts";
 import type { BuildConfig } from "../settings/config.ts";
 import type { Placement } from "../simulate/simulation-graph.ts";
-import { type BuildOptions, calibrateConfigured } from "../stages/build.ts";
-import { runStage } from "../work/stage.ts";
+import { calibrateConfigured } from "../stages/build.ts";
+import type { BuildOptions } from "../stages/run.ts";
+import { Results, keyOf as stageKey } from "../work/results.ts";
 import { AblationBench, type BenchSources, drawReferences, type MeasureOptions } from "./bench.ts";
 import { ablationVariants, type Variant } from "./variants.ts";
 import { measureAll } from "./workers.ts";
@@ -41,11 +42,13 @@ export async function ablate(config: BuildConfig, options: AblateOptions): Promi
   const { signal, onProgress, out, placement = "npu", pictures = 32, calls = 32, processes = 1 } = options;
   const { exposed, trajectories, observations, observed, hashes } = await calibrateConfigured(config, options);
   const { tasks, policy } = config;
-  const folder = join(config.work!, "ablation");
   const shared = { exposed, trajectories, observations, tasks, policy, placement, pictures, calls };
+  const results = new Results(join(config.work!, "ablation"));
   const stage = async (name: string, inputs: unknown, run: (folder: string) => Promise<void>) => {
     signal?.throwIfAborted();
-    const result = await runStage(folder, name, [ablationVersion, observed.key, inputs], run);
+    const key = stageKey(name, ablationVersion, [observed.key, inputs]);
+    const reused = results.find(name, key) !== null;
+    const result = { folder: await results.make(name, key, run), key, reused };
     options.onStage?.(name, result);
     return result;
   };

@@ -8,7 +8,7 @@ import { buildProfile } from "../profile/build-profile.ts";
 import { importEncodings } from "../profile/import-encodings.ts";
 import { writeProfile } from "../records/profile.ts";
 import { loadConfig } from "../settings/config.ts";
-import { recordConfigured } from "../stages/build.ts";
+import { recordConfigured } from "../stages/calibrate.ts";
 import { printProfile } from "./build.ts";
 import { interruptSignal } from "./interrupt.ts";
 import type { Terminal } from "./terminal.ts";

@@ -32,11 +32,11 @@ import { hashFile } from "../files/hash.ts";
 import { writeRecord } from "../files/json.ts";
 import { refuseForeignFolder } from "../files/overwrite.ts";
 import { componentFile, graphIdentity } from "../model/graph-files.ts";
-import { keepTasks } from "../model/keep-tasks.ts";
 import { openFolder } from "../model/open-folder.ts";
 import { aimetEncodings } from "../profile/export-encodings.ts";
 import { type Profile, pointEncoding, readProfile } from "../records/profile.ts";
 import { readTrajectory } from "../records/trajectory.ts";
+import { keepTasks } from "../tasks/keep-tasks.ts";
 import { ownZeroPoints } from "./own-zero-points.ts";
 import { buildQuantizedGraph } from "./quantized-graph.ts";
 
@@ -52,8 +52,8 @@ export interface CompileOptions {
   target: "cpu" | "npu";
   /** Rank that an npu's graph takes; default: the profile's. */
   rank?: number;
-  /** Folder with distilled factors: they replace the exposed folder's of the same names, and are not aligned again. */
-  adapters?: string;
+  /** Folders with distilled factors: they replace the exposed folder's of the same names, and are not aligned again. */
+  adapters?: readonly string[];
   /** Recorded trajectories: the bundle is run on them, to say how well every task fits. */
   trajectories?: readonly string[];
   /** Calls per task that the fit is measured over. */

@@ -14,8 +14,8 @@ import { writeSafetensors } from "../files/safetensors.ts";
 import { findLayers, type Layer, type SkippedNode } from "../layers/find-layers.ts";
 import { keepModuleNames } from "../layers/module-names.ts";
 import { componentFile } from "../model/graph-files.ts";
-import { keepTasks } from "../model/keep-tasks.ts";
 import { loadComponent, type ModelFolder, openModelFolder } from "../model/model-folder.ts";
+import { keepTasks } from "../tasks/keep-tasks.ts";
 import { exposeGraph, type SlotRank } from "./expose-graph.ts";
 
 /** What {@link expose} writes, and which layers it opens. */
