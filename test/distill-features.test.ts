@@ -211,7 +211,7 @@ test("training lowers the features' error, the same bytes each time", async () =
   const distil = (out: string, input: DistillSettingsInput) =>
     distillAdapter({
       ...{ exposed, profile, adapter: "sketch", trajectory, out: join(folder, out), settings: settings(input) },
-      onProgress: ({ terms: { features } }) => void terms.push(features),
+      onStep: ({ terms: { features } }) => void terms.push(features),
     });
   const alone = { reconstruction: 0, guided: 0, denoising: 0, features: 1, steps: 24, batch: 4 };
   const { curve } = await distil("features", { ...alone, learningRate: 0.3 });

@@ -124,8 +124,8 @@ describe("a distillation run", () => {
   test("gives the same bytes again, also when it was interrupted at a random step and went on", async () => {
     const stopAt = 1 + new SeededRandom(8).integer(4);
     const controller = new AbortController();
-    const onProgress = ({ step }: { step: number }) => step === stopAt && controller.abort(new Error("stopped"));
-    await expect(distil("resumed", { signal: controller.signal, onProgress })).rejects.toThrow("stopped");
+    const onStep = ({ step }: { step: number }) => step === stopAt && controller.abort(new Error("stopped"));
+    await expect(distil("resumed", { signal: controller.signal, onStep })).rejects.toThrow("stopped");
     expect(readdirSync(join(folder, "resumed")).some((name) => name.endsWith(".checkpoint"))).toBe(true);
     expect(existsSync(join(folder, "resumed/sketch.safetensors"))).toBe(false);
     const resumed = await distil("resumed");

@@ -9,9 +9,9 @@ export type { Measured } from "./worker.ts";
 export interface WorkOptions {
   /** Processes that share the work; 1: this one does it. */
   processes: number;
-  signal?: AbortSignal | undefined;
+  signal?: AbortSignal;
   /** Called after every picture of any variant. */
-  onStep?: (() => void) | undefined;
+  onStep?: () => void;
   /** Called with every result, in the order in which they come. */
   onResult: (variant: Variant, result: Measured) => Promise<void>;
 }

@@ -2,20 +2,22 @@ import { join } from "node:path";
 import { InputError } from "@quad-lora/base";
 import type { FileRecord } from "@quad-lora/runtime";
 import { folderFiles } from "../files/folder-files.ts";
+import type { StageOptions } from "../work/progress.ts";
 import { bundleFiles, readManifest, readRecords } from "./bundle-folder.ts";
 
 /**
  * Compares every file of a bundle with the manifest and the adapters' records: also those that opening it does not read.
  * @throws InputError naming the first file that differs
  */
-export async function verifyBundle(bundle: string, onProgress?: (done: number, total: number) => void): Promise<void> {
+export async function verifyBundle(bundle: string, { signal, onProgress }: StageOptions = {}): Promise<void> {
   const files: [string, FileRecord | undefined][] = Object.entries((await readManifest(bundle)).files);
   for (const record of await readRecords(bundle)) {
     for (const [name, file] of Object.entries(record.files)) files.push([`${bundleFiles.adapters}/${name}`, file]);
   }
   for (const [index, [path, expected]] of files.entries()) {
+    signal?.throwIfAborted();
     await verifyFile(bundle, path, expected);
-    onProgress?.(index + 1, files.length);
+    onProgress?.("verifying", index + 1, files.length);
   }
 }
 

@@ -4,8 +4,8 @@ import { Command, Option } from "commander";
 import { compileBundle } from "../compile/compile-bundle.ts";
 import { readProfile } from "../records/profile.ts";
 import { parseCount } from "./arguments.ts";
-import { interruptSignal } from "./interrupt.ts";
-import { printAdapters } from "./show.ts";
+import { stageOptions } from "./interrupt.ts";
+import { printAdapters } from "./tables.ts";
 import type { Terminal } from "./terminal.ts";
 
 interface Options {
@@ -46,8 +46,7 @@ export function compileCommand(terminal: () => Terminal): Command {
         ...(options.rank ? { rank: options.rank } : {}),
         adapters: options.adapters ? [options.adapters] : [],
         trajectories: names.map((name) => join(calibration!, name)),
-        signal: interruptSignal(),
-        onProgress: (stage, done, total) => out.progress(stage, done, total),
+        ...stageOptions(out),
       });
       out.endProgress();
       if (result.lost.length > 0) {

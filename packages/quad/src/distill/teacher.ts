@@ -1,8 +1,8 @@
 import type { Pipeline } from "@quad-lora/runtime";
-import type { CalibrateOptions } from "../calibrate/calibrate.ts";
 import { recordTask } from "../calibrate/calibrate.ts";
 import type { TaskCase } from "../records/trajectory.ts";
 import type { DistillSettings } from "../settings/distill.ts";
+import type { StageOptions } from "../work/progress.ts";
 
 /** Far from seeds that people choose, so that nothing they look at later was trained on. */
 const firstSeed = 1_000_000_000;
@@ -50,7 +50,7 @@ export function recordTeacher(
   cases: readonly TaskCase[],
   file: string,
   settings: Pick<DistillSettings, "pictures" | "seed">,
-  options: CalibrateOptions = {},
+  options: StageOptions = {},
 ): Promise<void> {
   return recordTask(exposed, task, teacherCases(cases, settings), file, options);
 }

@@ -8,19 +8,18 @@ import { hashFile } from "../files/hash.ts";
 import { openFolder } from "../model/open-folder.ts";
 import { type Evaluation, noiseSchema, type TaskNoise } from "../records/evaluation.ts";
 import type { Trajectory } from "../records/trajectory.ts";
+import type { StageOptions } from "../work/progress.ts";
 import { adaptersOf, type PreparedCase } from "./cases.ts";
 import { measureNoise } from "./noise.ts";
 import { hashOf } from "./pictures.ts";
 import { clippedRanges } from "./ranges.ts";
 import type { Simulations } from "./simulations.ts";
 
-export interface CauseOptions {
+export interface CauseOptions extends StageOptions {
   cache: string;
   /** Denoiser calls per task; 0 leaves the measurement out. */
   calls: number;
   bundle: string | undefined;
-  signal?: AbortSignal | undefined;
-  onProgress?: ((stage: string, done: number, total: number) => void) | undefined;
 }
 
 /** What each layer costs each task, and what the shared ranges clip. */
@@ -48,7 +47,7 @@ export async function measureCauses(
       calls: options.calls,
       bundle: options.bundle,
       signal: options.signal,
-      onProgress: (done, total) => options.onProgress?.(`measuring layers: ${task}`, done, total),
+      onProgress: options.onProgress,
     });
     noise[task] = measured[task];
     await writeFileAtomically(file, JSON.stringify(measured[task]));
@@ -65,11 +64,11 @@ async function recordCase(
   reference: string,
   task: string,
   { sourcePrompt: _source, ...request }: PreparedCase,
-  signal: AbortSignal | undefined,
+  signal?: AbortSignal,
 ): Promise<Trajectory> {
   const pipeline = await openFolder(reference);
   try {
-    return await recordTrajectory(pipeline, task, [request], signal ? { signal } : {});
+    return await recordTrajectory(pipeline, task, [request], { signal });
   } finally {
     await pipeline.dispose();
   }

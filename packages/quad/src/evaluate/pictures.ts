@@ -4,6 +4,8 @@ import { readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import type { Pipeline, RgbImage } from "@quad-lora/runtime";
 import { writeImage } from "../files/images.ts";
+import type { VariantInfo } from "../records/evaluation.ts";
+import type { StageOptions } from "../work/progress.ts";
 import type { PreparedCase } from "./cases.ts";
 
 /** Changes whenever pictures of the same inputs may come out otherwise. */
@@ -24,24 +26,19 @@ export interface OpenedDrawer {
   dispose(): Promise<void>;
 }
 
-export interface DrawOptions {
-  signal?: AbortSignal | undefined;
-  onPicture?: ((done: number, total: number) => void) | undefined;
-}
-
 /**
  * Draws the cases of all tasks, except pictures that an earlier run left: files are named after a hash of all they depend
  * on, and appear only when complete.
  *
- * @param name - of the variant, for file names
+ * @param variant - its name is for file names, its label for progress
  * @returns file names in `folder`, by task
  */
 export async function drawPictures(
   folder: string,
-  name: string,
+  { name, label }: Pick<VariantInfo, "name" | "label">,
   drawer: Drawer,
   tasks: ReadonlyMap<string, readonly PreparedCase[]>,
-  { signal, onPicture }: DrawOptions = {},
+  { signal, onProgress }: StageOptions = {},
 ): Promise<Map<string, string[]>> {
   const files = new Map<string, string[]>();
   for (const [task, cases] of tasks) {
@@ -70,7 +67,7 @@ export async function drawPictures(
           const { sourcePrompt: _source, ...request } = tasks.get(task)![index];
           await writeImage(path, await opened.pipeline.generate({ ...request, signal }));
         }
-        onPicture?.(++done, total);
+        onProgress?.(`drawing: ${label}`, ++done, total);
       }
     }
   } finally {

@@ -3,12 +3,12 @@ import type { Pipeline, Task } from "@quad-lora/runtime";
 import { readImage, writeImage } from "../files/images.ts";
 import { msssim } from "../metrics/index.ts";
 import type { Evaluation, TaskEvaluation, VariantResult } from "../records/evaluation.ts";
+import type { StageOptions } from "../work/progress.ts";
 import { adaptersOf, type PreparedCase, shownInput } from "./cases.ts";
-import type { EvaluateOptions } from "./evaluate.ts";
 import type { MetricNetworks } from "./networks.ts";
 import { comparePictures, summarize } from "./picture-metrics.ts";
 import { fileSafe, hashOf } from "./pictures.ts";
-import type { Variant } from "./simulated-variants.ts";
+import type { DrawnVariant } from "./simulated-variants.ts";
 import { VaeFeatures } from "./vae-features.ts";
 
 /** Results by variant and task. */
@@ -27,7 +27,7 @@ export async function compareAll(
   cases: ReadonlyMap<string, readonly PreparedCase[]>,
   networks: MetricNetworks,
   reference: string,
-  { signal, onProgress }: Pick<EvaluateOptions, "signal" | "onProgress">,
+  { signal, onProgress }: StageOptions,
 ): Promise<Compared> {
   const vae = await VaeFeatures.open(reference);
   const read = (list: readonly string[]) =>
@@ -117,7 +117,7 @@ export function scalesOf({ width, height }: Pipeline["defaultSize"]): number {
   return msssim(grey, grey).scales;
 }
 
-export function ablationOf(variants: readonly Variant[], compared: Compared): Evaluation["ablation"] {
+export function ablationOf(variants: readonly DrawnVariant[], compared: Compared): Evaluation["ablation"] {
   return variants.flatMap(({ info, ablation }) => {
     if (!ablation) return [];
     const summaries = [...compared.get(info.name)!].map(([task, { summary }]) => [task, summary!] as const);

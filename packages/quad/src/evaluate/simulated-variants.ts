@@ -10,11 +10,12 @@ import { readObservations } from "../records/observations.ts";
 import { type Profile, readProfile } from "../records/profile.ts";
 import type { BuildConfig } from "../settings/config.ts";
 import type { HashCache } from "../work/hash-tree.ts";
+import type { StageOptions } from "../work/progress.ts";
 import type { Drawer } from "./pictures.ts";
 import { exposeCached } from "./reference.ts";
 import { Simulations } from "./simulations.ts";
 
-export interface FindOptions {
+export interface FindOptions extends StageOptions {
   against: string;
   config: BuildConfig;
   profile?: string | undefined;
@@ -22,8 +23,6 @@ export interface FindOptions {
   simulate?: false | readonly SimulatedVariant[] | undefined;
   cache: string;
   hashes: HashCache;
-  signal?: AbortSignal;
-  onProgress?: (stage: string, done: number, total: number) => void;
 }
 
 /** What simulation needs, where it is all there; what is missing goes into the notes. */
@@ -79,7 +78,7 @@ async function latestObservations(work: string): Promise<string | undefined> {
 }
 
 /** One column of the contact sheet, or one row of the ablation table. */
-export interface Variant {
+export interface DrawnVariant {
   info: VariantInfo;
   drawer: Drawer;
   /** For the ablation table. */
@@ -127,15 +126,15 @@ export function simulatedVariants(
   simulations: Simulations,
   shares: readonly NarrowShare[],
   wanted: readonly SimulatedVariant[] = ["untrained", "own", "all8"],
-): Variant[] {
+): DrawnVariant[] {
   const known = alternatives(simulations, shares.length > 0);
   const chosen = known.filter(({ info }) => wanted.some((name) => name === info.name));
   return [...chosen, ...shareVariants(simulations, shares)];
 }
 
-function alternatives(simulations: Simulations, isInTable: boolean): Variant[] {
+function alternatives(simulations: Simulations, isInTable: boolean): DrawnVariant[] {
   const { profile, observations } = simulations.sources;
-  const variants: Variant[] = [
+  const variants: DrawnVariant[] = [
     {
       info: {
         name: "untrained",
@@ -190,7 +189,7 @@ function alternatives(simulations: Simulations, isInTable: boolean): Variant[] {
   return variants;
 }
 
-function shareVariants(simulations: Simulations, shares: readonly NarrowShare[]): Variant[] {
+function shareVariants(simulations: Simulations, shares: readonly NarrowShare[]): DrawnVariant[] {
   const { profile, observations } = simulations.sources;
   if (!observations) return [];
   const policy = { ...profile.policy, narrowEverything: false };

@@ -16,10 +16,11 @@ import { keepModuleNames } from "../layers/module-names.ts";
 import { componentFile } from "../model/graph-files.ts";
 import { loadComponent, type ModelFolder, openModelFolder } from "../model/model-folder.ts";
 import { keepTasks } from "../tasks/keep-tasks.ts";
+import type { StageOptions } from "../work/progress.ts";
 import { exposeGraph, type SlotRank } from "./expose-graph.ts";
 
 /** What {@link expose} writes, and which layers it opens. */
-export interface ExposeOptions {
+export interface ExposeOptions extends StageOptions {
   /** Folder to create. */
   out: string;
   /** Adapter files or PEFT folders by task name. */
@@ -30,8 +31,6 @@ export interface ExposeOptions {
    * "used" means all.
    */
   slots?: "used" | "all" | RegExp;
-  onProgress?: (event: { stage: string; done: number; total: number }) => void;
-  signal?: AbortSignal;
 }
 
 /** What an inspected or exposed component looks like. */
@@ -112,7 +111,7 @@ export async function expose(modelPath: string, options: ExposeOptions): Promise
   refuseLargeRanks(adapters, rank);
   const exposed: SlotsFile["components"] = {};
   for (const { component, layers } of components) {
-    const chosen = chooseLayers(component, layers, adapters, options.slots ?? "used", component === folder.denoiser);
+    const chosen = layersToOpen(component, layers, adapters, options.slots ?? "used", component === folder.denoiser);
     if (chosen.length === 0) continue;
     keepModuleNames(layers);
     exposed[component] = exposeGraph(models.get(component)!, component, chosen, rank);
@@ -131,7 +130,7 @@ export async function expose(modelPath: string, options: ExposeOptions): Promise
     for (const component of Object.keys(exposed)) {
       await saveModel(models.get(component as AdapterComponent)!, componentFile(temporary, component), {
         signal: options.signal,
-        onProgress: (done, total) => options.onProgress?.({ stage: `writing ${component}`, done, total }),
+        onProgress: (done, total) => options.onProgress?.(`writing ${component}`, done, total),
       });
     }
     for (const adapter of adapters) {
@@ -174,7 +173,7 @@ function refuseLargeRanks(adapters: readonly ImportedAdapter[], rank: SlotRank):
   }
 }
 
-function chooseLayers(
+function layersToOpen(
   component: AdapterComponent,
   layers: readonly Layer[],
   adapters: readonly ImportedAdapter[],

@@ -17,20 +17,19 @@ import type { BuildConfig } from "../settings/config.ts";
 import { loadCases } from "../tasks/cases.ts";
 import type { HashCache } from "../work/hash-tree.ts";
 import { fileReference, Plan } from "../work/plan.ts";
+import type { StageOptions } from "../work/progress.ts";
 import { exposeConfigured } from "./build.ts";
 import { readGain } from "./distill.ts";
 import { adaptersToDistill, exposedReference, planDistillation } from "./plan.ts";
 import { runInWorkFolder } from "./run.ts";
 
-interface CommonOptions {
+interface CommonOptions extends StageOptions {
   /** Tasks to draw, and `distill` settings. */
   config: BuildConfig;
   /** Default: those that `config.distill.adapters` says. */
   names?: readonly string[];
   /** Folder of pictures and captions in place of the teacher's own; for one adapter. */
   dataset?: string;
-  signal?: AbortSignal;
-  onProgress?: (stage: string, done: number, total: number, detail?: string) => void;
 }
 
 /** What {@link distillConfigured} reads and writes. */
@@ -122,20 +121,23 @@ async function encodeDistilled(
   exposed: string,
 ): Promise<EncodedFiles> {
   const { name, source, task, withoutSlot } = before;
-  const common = signal ? { signal } : {};
   const { rank, tensors } = await readFactorFile(file);
   const encoded = await encodeForBundle(name, { rank, tensors, source }, frozen, {
-    ...{ align: false, withoutSlot, ...common, ...(task ? { task } : {}) },
-    onProgress: (done, total) => onProgress?.(`encoding ${name}`, done, total),
+    align: false,
+    withoutSlot,
+    task,
+    signal,
+    onProgress,
   });
   const cases = await loadCases(exposed, config.tasks[name]);
   const reference = await openFolder(exposed);
   try {
     const trajectory = await recordTrajectory(reference, name, cases, {
-      ...common,
-      onProgress: (done, total) => onProgress?.(`drawing ${name} in full precision`, done, total),
+      stage: `drawing ${name} in full precision`,
+      signal,
+      onProgress,
     });
-    encoded.record.fit.measured = await measureEncoded(frozen, name, encoded, trajectory, common);
+    encoded.record.fit.measured = await measureEncoded(frozen, name, encoded, trajectory, { signal });
   } finally {
     await reference.dispose();
   }

@@ -56,7 +56,7 @@ export const distillStage: Stage<{
       out: folder,
       checkpoints,
       signal,
-      onProgress: ({ step, steps, loss, terms: { features } }) => {
+      onStep: ({ step, steps, loss, terms: { features } }) => {
         const own = decibels(loss - settings.features * (features ?? 0));
         const behind = features === undefined ? "" : ` (features ${decibels(features).toFixed(1)})`;
         onProgress?.("distilling", step, steps, `${adapter} ${own.toFixed(1)} dB${behind}`);

@@ -7,11 +7,6 @@ export const exposeStage: Stage<{ model: string; adapters: Record<string, string
   name: "expose",
   version: 1,
   async run({ model, adapters }, folder, { signal, onProgress }) {
-    await expose(model, {
-      out: join(folder, "exposed"),
-      adapters,
-      signal,
-      onProgress: ({ stage, done, total }) => onProgress?.(stage, done, total),
-    });
+    await expose(model, { out: join(folder, "exposed"), adapters, signal, onProgress });
   },
 };

@@ -1,5 +1,4 @@
 import { join } from "node:path";
-import { decibels } from "../metrics/index.ts";
 import { buildProfile } from "../profile/build-profile.ts";
 import type { BuildConfig } from "../settings/config.ts";
 import { tuneProfile } from "../tune/tune-profile.ts";
@@ -33,13 +32,6 @@ export const tuneStage: Stage<{
   name: "tune",
   version: 1,
   async run(input, folder, { checkpoints, signal, onProgress }) {
-    await tuneProfile({
-      ...input,
-      out: join(folder, profileFile),
-      checkpoints,
-      signal,
-      onProgress: ({ step, steps, loss }) =>
-        onProgress?.("training ranges", step, steps, `${decibels(loss).toFixed(1)} dB`),
-    });
+    await tuneProfile({ ...input, out: join(folder, profileFile), checkpoints, signal, onProgress });
   },
 };
