@@ -1,3 +1,4 @@
+import { existsSync } from "node:fs";
 import { join } from "node:path";
 import type { AdapterRecord, BundleQuality } from "@quad-lora/runtime";
 import { readManifest, readRecords } from "../bundle/bundle-folder.ts";
@@ -86,6 +87,11 @@ export async function calibrateConfigured(config: BuildConfig, options: BuildOpt
 
 /** The observations file of a configuration's calibration, where it is done and nothing that it depends on has changed. */
 export async function findObservations(config: BuildConfig): Promise<string | null> {
+  const pictures = Object.values(config.tasks).flatMap(({ calibration }) =>
+    calibration.flatMap((one) => [one.image, one.mask]),
+  );
+  const sources = [config.work, config.model, ...Object.values(config.adapters), ...pictures];
+  if (!sources.every((path) => path === undefined || existsSync(path))) return null;
   const hashes = await HashCache.open(join(config.work!, "hashes.json"));
   const plan = await planOfCalibration(config, hashes);
   const folder = new Results(config.work!).find("observe", plan.keyOf("observe"));

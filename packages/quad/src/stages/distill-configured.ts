@@ -152,16 +152,13 @@ async function drawAndTrain(
 ): Promise<DistillAdapterResult[]> {
   const plan = async (hashes: HashCache) => {
     const planned = new Plan();
-    const profileReference = await fileReference(profile, hashes);
-    for (const name of names) {
-      const reference = await exposedReference(exposed, name, hashes);
-      await planDistillation(planned, config, hashes, {
-        exposed: reference,
-        profile: profileReference,
-        names: [name],
-        dataset,
-      });
-    }
+    const references = await Promise.all(names.map((name) => exposedReference(exposed, name, hashes)));
+    await planDistillation(planned, config, hashes, names, {
+      exposed: (name) => references[names.indexOf(name)],
+      model: exposed,
+      profile: await fileReference(profile, hashes),
+      dataset: dataset === undefined ? undefined : { model: config.model, folder: dataset },
+    });
     return planned;
   };
   return runInWorkFolder(work, { signal, onProgress }, plan, (stages) =>

@@ -36,7 +36,7 @@ export interface PlannedCalibration {
 /** Adds the step expose. */
 export async function planExpose(
   plan: Plan,
-  { model, adapters }: Pick<BuildConfig, "model" | "adapters">,
+  { model, adapters }: Readonly<Pick<BuildConfig, "model" | "adapters">>,
   hashes: HashCache,
 ): Promise<Reference> {
   const files = await Promise.all(
@@ -74,8 +74,9 @@ export async function planBuild(config: BuildConfig, hashes: HashCache): Promise
     profile = plan.add(chosen, tuneStage, { exposed, profile, trajectories, settings: tune })(profileFile);
   }
   const rest = async (names: readonly string[]) => {
-    const distilled = await planDistillation(plan, config, hashes, { exposed, profile, names });
-    const adapters = [...distilled.values()].map((label) => ({ $result: label, path: "" }));
+    const sources = { exposed: () => exposed, model: config.model, profile };
+    const distilled = await planDistillation(plan, config, hashes, names, sources);
+    const adapters = distilled.map((label) => ({ $result: label, path: "" }));
     plan.add("compile", compileStage, { exposed, profile, trajectories, adapters, target, out: config.out });
   };
   const known = adaptersToDistill(config);
@@ -88,39 +89,47 @@ export async function planBuild(config: BuildConfig, hashes: HashCache): Promise
   return plan;
 }
 
-/** Adds the steps teacher and distill of adapters. @returns the labels of the steps distill, by adapter */
+/** What adapters are tuned with and to. */
+export interface DistillationSources {
+  /** By adapter: another adapter's file is nothing that it depends on. */
+  exposed(adapter: string): Reference;
+  /** The exposed folder, or the model that it is made from: for its size. */
+  model: string;
+  profile: Reference;
+  /** Plain model folder and pictures in place of the teacher's own. */
+  dataset?: { model: string; folder: string };
+}
+
+/**
+ * Adds the steps teacher of all adapters, which have the machine for themselves, then their steps distill, which may run side
+ * by side.
+ * @returns the labels of the steps distill
+ */
 export async function planDistillation(
   plan: Plan,
-  { model, distill: settings, tasks }: Pick<BuildConfig, "model" | "distill" | "tasks">,
+  { distill: settings, tasks }: Pick<BuildConfig, "distill" | "tasks">,
   hashes: HashCache,
-  {
-    exposed,
-    profile,
-    names,
-    dataset,
-  }: { exposed: Reference; profile: Reference; names: readonly string[]; dataset?: string },
-): Promise<Map<string, string>> {
-  const labels = new Map<string, string>();
-  const folder = "$file" in exposed ? exposed.$file : model;
-  const needs = names.length > 0 ? await distillationNeeds(folder, settings) : undefined;
+  names: readonly string[],
+  { exposed, model, profile, dataset }: DistillationSources,
+): Promise<string[]> {
   const { pictures, seed, steps } = settings;
+  const data = dataset && {
+    model: await modelReference(dataset.model, hashes),
+    folder: await fileReference(dataset.folder, hashes),
+  };
+  const trajectories = new Map<string, Reference>();
   for (const adapter of names) {
-    const teacher = plan.add(`teacher ${adapter}`, teacherStage, {
-      exposed,
-      task: adapter,
-      cases: await plannedCases(tasks[adapter], hashes),
-      settings: { pictures, seed },
-      dataset:
-        dataset === undefined
-          ? undefined
-          : { model: await modelReference(model, hashes), folder: await fileReference(dataset, hashes) },
-    });
-    const label = `distill ${adapter}`;
-    const input = { exposed, profile, adapter, trajectory: teacher(trajectoryFile), settings };
-    plan.add(label, distillStage, input, { needs, units: steps });
-    labels.set(adapter, label);
+    const cases = await plannedCases(tasks[adapter], hashes);
+    const input = { exposed: exposed(adapter), task: adapter, cases, settings: { pictures, seed }, dataset: data };
+    trajectories.set(adapter, plan.add(`teacher ${adapter}`, teacherStage, input)(trajectoryFile));
   }
-  return labels;
+  const needs = names.length > 0 ? await distillationNeeds(model, settings) : undefined;
+  return names.map((adapter) => {
+    const label = `distill ${adapter}`;
+    const input = { exposed: exposed(adapter), profile, adapter, trajectory: trajectories.get(adapter)!, settings };
+    plan.add(label, distillStage, input, { needs, units: steps });
+    return label;
+  });
 }
 
 /** The adapters that a configuration wants tuned to a profile; null where only the profile says which these are. */

@@ -68,6 +68,7 @@ class PlanRun {
   async next(underWay: readonly Step[]): Promise<Step | undefined> {
     const running = new Set(underWay.map(({ label }) => label));
     await this.#extend();
+    let startable: Step | undefined;
     for (const step of this.#plan.steps) {
       const { label, after } = step;
       if (this.done.has(label) || running.has(label) || !after.every((needed) => this.done.has(needed))) continue;
@@ -80,9 +81,10 @@ class PlanRun {
         this.#missing.add(label);
         this.#progress.expect(step);
       }
-      if (this.#options.executor.canStart(step, underWay)) return step;
+      // All that are missing are looked at first: progress counts them together.
+      if (!startable && this.#options.executor.canStart(step, underWay)) startable = step;
     }
-    return undefined;
+    return startable;
   }
 
   /** Runs a step into its result. */
