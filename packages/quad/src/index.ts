@@ -37,7 +37,7 @@ export type { ReportOptions } from "./report/options.ts";
 export { writeReport } from "./report/report.ts";
 export { type BuildConfig, type BuildConfigInput, defineConfig, loadConfig } from "./settings/config.ts";
 export type { Policy, PolicyInput } from "./settings/policy.ts";
-export { type BuildOptions, type BuildResult, build } from "./stages/build.ts";
+export { type BuildResult, build } from "./stages/build.ts";
 export {
   type DistillBundleOptions,
   type DistillBundleResult,
@@ -45,6 +45,7 @@ export {
   distillBundle,
   distillConfigured,
 } from "./stages/distill-configured.ts";
+export type { BuildOptions } from "./stages/run.ts";
 export * from "./train/index.ts";
 export * from "./tune/index.ts";
 export type { Progress, StageOptions } from "./work/progress.ts";

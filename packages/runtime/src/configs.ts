@@ -44,32 +44,6 @@ export type SlotsFile = z.infer<typeof slotsFileSchema>;
 /** One adaptable layer: its kind, and the names and shapes of its two graph inputs. */
 export type Slot = z.infer<typeof slotSchema>;
 
-/** Defaults of one task. */
-export const taskSchema = z.strictObject({
-  /** Adapter at strength 1, or adapters with their strengths, or none. */
-  adapter: z.union([z.string(), z.record(z.string(), z.number()), z.null()]).optional(),
-  /** Classifier-free guidance; 1 turns it off. */
-  guidance: z.number().optional(),
-  steps: z.int().positive().optional(),
-  /** Used when a call gives no prompt. */
-  prompt: z.string().optional(),
-  negativePrompt: z.string().optional(),
-  /** What a call has to bring. */
-  inputs: z.array(z.enum(["prompt", "image", "mask"])).optional(),
-  description: z.string().optional(),
-});
-/** Defaults of one task. */
-export type Task = z.infer<typeof taskSchema>;
-
-/** `tasks.json`: named defaults for generation. */
-export const tasksFileSchema = z.strictObject({
-  format: z.literal("quad-tasks"),
-  version: z.literal(1, { error: "unknown version: this runtime reads version 1" }),
-  tasks: z.record(z.string(), taskSchema),
-});
-/** Content of `tasks.json`. */
-export type TasksFile = z.infer<typeof tasksFileSchema>;
-
 /** What the runtime needs of diffusers' `UNet2DConditionModel` configuration; the graph itself overrides it. */
 export const unetConfigSchema = z.looseObject({
   in_channels: z.int().positive().optional(),

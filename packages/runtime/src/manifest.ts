@@ -1,8 +1,8 @@
 import { checkRelativePath, InputError } from "@quad-lora/base";
 import { z } from "zod";
 import type { BundleIdentity } from "./adapter-file.ts";
-import { taskSchema } from "./configs.ts";
 import { parseJson } from "./files.ts";
+import { taskSchema } from "./tasks.ts";
 
 const hashSchema = z.string().regex(/^[0-9a-f]{64}$/, "expected a SHA-256 hash in lower-case hexadecimal");
 

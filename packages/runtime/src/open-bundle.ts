@@ -1,5 +1,4 @@
 import { InputError } from "@quad-lora/base";
-import type { Task } from "./configs.ts";
 import type { FolderFiles } from "./files.ts";
 import {
   type AdapterRecord,
@@ -11,6 +10,7 @@ import {
   sha256,
 } from "./manifest.ts";
 import { verifySignature } from "./signature.ts";
+import type { Task } from "./tasks.ts";
 
 /** An opened bundle: its manifest, and its files as they are to be read. */
 export interface OpenedBundle {

@@ -28,7 +28,7 @@ import {
   replaceFolder,
   temporaryFolder,
 } from "../bundle/bundle-folder.ts";
-import { copyRest, keepTasks } from "../bundle/copied-files.ts";
+import { copyRest } from "../bundle/copied-files.ts";
 import { type EncodingFrame, encodeForBundle } from "../bundle/encode-adapter.ts";
 import { measureQuality } from "../bundle/quality.ts";
 import { writeAimet } from "../encodings-files/index.ts";
@@ -42,6 +42,7 @@ import { openFolder } from "../model/open-folder.ts";
 import { aimetEncodings } from "../profile/export-encodings.ts";
 import { type Profile, pointEncoding, readProfile } from "../records/profile.ts";
 import { readTrajectory } from "../records/trajectory.ts";
+import { keepTasks } from "../tasks/keep-tasks.ts";
 import type { StageOptions } from "../work/progress.ts";
 import { ownZeroPoints } from "./own-zero-points.ts";
 import { buildQuantizedGraph } from "./quantized-graph.ts";
@@ -58,8 +59,8 @@ export interface CompileOptions extends StageOptions {
   target: "cpu" | "npu";
   /** Rank that an npu's graph takes; default: the profile's. */
   rank?: number;
-  /** Folder with distilled factors: they replace the exposed folder's of the same names, and are not aligned again. */
-  adapters?: string;
+  /** Folders with distilled factors: they replace the exposed folder's of the same names, and are not aligned again. */
+  adapters?: readonly string[];
   /** Recorded trajectories: the bundle is run on them, to say how well every task fits. */
   trajectories?: readonly string[];
   /** Calls per task that the fit is measured over. */

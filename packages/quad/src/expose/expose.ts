@@ -3,19 +3,19 @@ import { cp, mkdir, rename, rm } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { InputError } from "@quad-lora/base";
 import { checkModel, externalFiles, type Model, saveModel } from "@quad-lora/onnx";
-import { type SlotsFile, type Task, tasksFileSchema } from "@quad-lora/runtime";
+import type { SlotsFile } from "@quad-lora/runtime";
 import { importAdapter } from "../adapters/import.ts";
 import type { AdaptableModule, AdapterComponent, AdapterReport, ImportedAdapter } from "../adapters/types.ts";
 import { bindAdapter } from "../factors/bind-adapter.ts";
 import { factorMetadata, factorPath } from "../factors/factor-file.ts";
-import { writeFileAtomically } from "../files/atomic.ts";
-import { readRecord, writeRecord } from "../files/json.ts";
+import { writeRecord } from "../files/json.ts";
 import { refuseForeignFolder } from "../files/overwrite.ts";
 import { writeSafetensors } from "../files/safetensors.ts";
 import { findLayers, type Layer, type SkippedNode } from "../layers/find-layers.ts";
 import { keepModuleNames } from "../layers/module-names.ts";
 import { componentFile } from "../model/graph-files.ts";
 import { loadComponent, type ModelFolder, openModelFolder } from "../model/model-folder.ts";
+import { keepTasks } from "../tasks/keep-tasks.ts";
 import type { StageOptions } from "../work/progress.ts";
 import { exposeGraph, type SlotRank } from "./expose-graph.ts";
 
@@ -190,19 +190,6 @@ function layersToOpen(
     return isDenoiser || used.size > 0 ? [...layers] : [];
   if (which === "used") return layers.filter(({ name }) => used.has(name));
   return layers.filter(({ name }) => used.has(name) || which.test(`${component}.${name}`));
-}
-
-/** Leaves out the tasks whose adapters were not given: asking for one would fail. */
-async function keepTasks(folder: string, adapters: readonly string[]): Promise<void> {
-  const path = join(folder, "tasks.json");
-  if (!existsSync(path)) return;
-  const file = await readRecord(path, tasksFileSchema);
-  const needed = (name: string, { adapter = name }: Task) =>
-    adapter === null ? [] : typeof adapter === "string" ? [adapter] : Object.keys(adapter);
-  const tasks = Object.entries(file.tasks).filter(([name, task]) =>
-    needed(name, task).every((adapter) => adapter === "base" || adapters.includes(adapter)),
-  );
-  await writeFileAtomically(path, `${JSON.stringify({ ...file, tasks: Object.fromEntries(tasks) }, null, 2)}\n`);
 }
 
 /** Copies the folder without the exposed graphs, their data files and the model's own adapters. */
