@@ -21,7 +21,14 @@ export interface ModelFolder {
   entries: string[];
 }
 
-const adaptableComponents: readonly AdapterComponent[] = ["unet", "transformer", "text_encoder", "text_encoder_2"];
+const adaptableComponents: readonly AdapterComponent[] = [
+  "unet",
+  "transformer",
+  "text_encoder",
+  "text_encoder_2",
+  "text_encoder_3",
+  "controlnet",
+];
 
 /** @throws InputError if the folder is not a diffusers/Optimum ONNX folder */
 export async function openModelFolder(path: string): Promise<ModelFolder> {
