@@ -79,7 +79,7 @@ describe("PEFT configurations", () => {
   });
 
   test.each([
-    ["no JSON", "{", /not JSON/],
+    ["no JSON", "{", /not valid JSON/],
     ["a rank of zero", { r: 0 }, /adapter_config\.json: r: /],
     ["another method", { peft_type: "VERA" }, /VERA adapters are not supported/],
     ["DoRA", { use_dora: true }, /DoRA/],

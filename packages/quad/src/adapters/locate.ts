@@ -1,6 +1,8 @@
-import { readdir, readFile, stat } from "node:fs/promises";
+import { readdir, stat } from "node:fs/promises";
 import { basename, dirname, extname, join, resolve } from "node:path";
 import { InputError } from "@quad-lora/base";
+import * as z from "zod";
+import { readRecord } from "../files/json.ts";
 import { allComponents } from "./names/prefixes.ts";
 import { PeftConfig } from "./peft-config.ts";
 import type { AdapterComponent } from "./types.ts";
@@ -83,12 +85,5 @@ function partIn(folder: string, files: readonly string[]): AdapterPartFiles | un
 
 /** Reads and checks an `adapter_config.json`. */
 export async function readPeftConfig(path: string): Promise<PeftConfig> {
-  const text = await readFile(path, "utf8");
-  let json: unknown;
-  try {
-    json = JSON.parse(text.replace(/^\uFEFF/, ""));
-  } catch (error) {
-    throw new InputError({ what: `not JSON: ${(error as Error).message.split("\n")[0]}`, file: path });
-  }
-  return new PeftConfig(json, path);
+  return new PeftConfig(await readRecord(path, z.unknown()), path);
 }
