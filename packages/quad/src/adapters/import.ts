@@ -124,7 +124,9 @@ function warn(report: ReportBuilder, layers: readonly AdapterLayer[], unnamed: n
     );
   if (layers.every(isZero)) report.warnings.push("every layer's product is zero: the adapter changes nothing");
   if (unnamed && report.unmatched.length > 0)
-    report.warnings.push(`${unnamed} layers of the model's graph carry no module name, so that no key can mean them`);
+    report.warnings.push(
+      `${unnamed} layers of the model's graph carry no module name, so that no key can mean them: export the model again, without tools that rename or drop names of nodes`,
+    );
 }
 
 /** Whether a layer's product is zero because in every rank one of the factors is. */

@@ -22,6 +22,7 @@ const refusals: readonly (readonly [RegExp, string])[] = [
   [/\.c3a_kernel(\.|$)/, "C3A"],
   [/\.lora_(ups|downs|router|experts?)\./, "mixture-of-experts LoRA"],
   [/\.lora_[AB]\.\d+$/, "DyLoRA"],
+  [/^lora_controlnet$/, "Control-LoRA (a ControlNet made of a UNet's weights)"],
 ];
 
 /** The name of the method that a key belongs to, where it is one that cannot be read. */
