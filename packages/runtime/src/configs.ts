@@ -1,4 +1,4 @@
-import { z } from "zod";
+import * as z from "zod";
 
 /** Where an adapter enters one layer of a graph. */
 const slotSchema = z.strictObject({

@@ -1,5 +1,5 @@
 import { InputError } from "@quad-lora/base";
-import type { z } from "zod";
+import type * as z from "zod";
 
 /**
  * Read access to one model folder. Paths are relative to the folder and use `/`.

@@ -1,5 +1,5 @@
 import { InputError } from "@quad-lora/base";
-import { z } from "zod";
+import * as z from "zod";
 import type { BundleIdentity } from "./adapter-file.ts";
 import { type Task, taskSchema } from "./configs.ts";
 import { type FolderFiles, readJson } from "./files.ts";

@@ -1,6 +1,6 @@
 import { Tokenizer } from "@huggingface/tokenizers";
 import { InputError } from "@quad-lora/base";
-import { z } from "zod";
+import * as z from "zod";
 import { clipTokenizer } from "./clip-tokenizer.ts";
 import { tokenizerConfigSchema } from "./configs.ts";
 import { type FolderFiles, readJson } from "./files.ts";

@@ -17,6 +17,7 @@ import {
 import { defaultObserveOptions, observe } from "./observe.ts";
 import { recordTrajectory } from "./record-trajectory.ts";
 
+/** Options of {@link recordTask} and {@link observeTasks}. */
 export interface CalibrateOptions {
   signal?: AbortSignal;
   onProgress?: (stage: string, done: number, total: number) => void;

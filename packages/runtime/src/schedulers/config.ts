@@ -1,5 +1,5 @@
 import { InputError } from "@quad-lora/base";
-import { z } from "zod";
+import * as z from "zod";
 
 /** What a scheduler's model predicts: the noise, the velocity `alpha * noise - sigma * x0`, or `x0` itself. */
 export type PredictionType = "epsilon" | "v_prediction" | "sample";
