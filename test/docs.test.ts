@@ -12,6 +12,7 @@ import { distillSchema } from "../packages/quad/src/settings/distill.ts";
 import { policySchema } from "../packages/quad/src/settings/policy.ts";
 import { tuneSchema } from "../packages/quad/src/settings/tune.ts";
 import { adapterRecordSchema, manifestSchema } from "../packages/runtime/src/manifest.ts";
+import { hasChromium } from "./helpers/chromium.ts";
 import { findLinks, findSnippets, headingFragments, type Snippet } from "./helpers/markdown.ts";
 import { temporaryFolder } from "./helpers/models.ts";
 import { runInChromium } from "./helpers/snippet-page.ts";
@@ -86,7 +87,8 @@ describe.each(documents)("%s", (document) => {
 
   describe.each(runnable)("line $line: $language", (snippet) => {
     const { language, code, marks } = snippet;
-    const skipped = marks.has("not run") || (marks.has("slow") && !full);
+    const inPage = code.includes('"onnxruntime-web');
+    const skipped = marks.has("not run") || (marks.has("slow") && !full) || (inPage && !hasChromium);
 
     test.skipIf(skipped)(code.split("\n")[0], { timeout: marks.has("slow") ? slow : 10 * 60_000 }, async () => {
       const file = marks.get("file");
@@ -99,7 +101,7 @@ describe.each(documents)("%s", (document) => {
         expectSuccess(await runShell(workspace.folder, code));
         await checkOutputs(workspace.folder, code);
       } else if (language === "ts" && !file) {
-        if (code.includes('"onnxruntime-web')) await runInChromium(workspace.folder, sourcePath(snippet));
+        if (inPage) await runInChromium(workspace.folder, sourcePath(snippet));
         else expectSuccess(await runModule(workspace.folder, sourcePath(snippet).replace(/\.ts$/, ".js")));
       }
     });
