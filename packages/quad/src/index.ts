@@ -76,7 +76,8 @@ export {
   type TaskCase,
   type Trajectory,
 } from "./records/trajectory.ts";
-export { type ReportOptions, writeReport } from "./report/report.ts";
+export type { ReportOptions } from "./report/options.ts";
+export { writeReport } from "./report/report.ts";
 export { type BuildConfig, type BuildConfigInput, defineConfig, loadConfig } from "./settings/config.ts";
 export type { Policy, PolicyInput } from "./settings/policy.ts";
 export type { Placement } from "./simulate/simulation-graph.ts";

@@ -6,7 +6,7 @@ import { type DistillSettings, distillSchema } from "../settings/distill.ts";
 import { loadCases } from "../stages/build.ts";
 import { parseCount, parseNumber } from "./arguments.ts";
 import { interruptSignal } from "./interrupt.ts";
-import { printAdapters } from "./show.ts";
+import { printAdapters } from "./tables.ts";
 import type { Terminal } from "./terminal.ts";
 
 interface Options {

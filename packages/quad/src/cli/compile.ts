@@ -5,7 +5,7 @@ import { compileBundle } from "../compile/compile-bundle.ts";
 import { readProfile } from "../records/profile.ts";
 import { parseCount } from "./arguments.ts";
 import { interruptSignal } from "./interrupt.ts";
-import { printAdapters } from "./show.ts";
+import { printAdapters } from "./tables.ts";
 import type { Terminal } from "./terminal.ts";
 
 interface Options {

@@ -8,7 +8,7 @@ import { loadConfig } from "../settings/config.ts";
 import { distillBundle, distillConfigured } from "../stages/distill-configured.ts";
 import { parseCount, parseNumber, parseSeed, withOptions } from "./arguments.ts";
 import { interruptSignal } from "./interrupt.ts";
-import { printAdapters } from "./show.ts";
+import { printAdapters } from "./tables.ts";
 import { formatDuration, formatTable, type Terminal } from "./terminal.ts";
 
 interface Options {

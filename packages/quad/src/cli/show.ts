@@ -1,11 +1,11 @@
-import type { AdapterRecord, BundleQuality } from "@quad-lora/runtime";
 import { Command, Option } from "commander";
 import { bundleEncodings, showBundle } from "../bundle/show.ts";
 import { verifyBundle } from "../bundle/verify.ts";
 import type { AimetVersion } from "../encodings-files/index.ts";
 import { writeFileAtomically } from "../files/atomic.ts";
-import { printProfile } from "./build.ts";
-import { formatBytes, formatTable, type Terminal } from "./terminal.ts";
+import { formatBytes } from "../report/format.ts";
+import { printAdapters, printProfile } from "./tables.ts";
+import { formatTable, type Terminal } from "./terminal.ts";
 
 interface Options {
   verify?: boolean;
@@ -65,27 +65,4 @@ export function showCommand(terminal: () => Terminal): Command {
       );
       if (options.verify) out.print("\nAll files are those that the manifest describes.");
     });
-}
-
-/** How well the adapters of a bundle fit. */
-export function printAdapters(out: Terminal, adapters: readonly AdapterRecord[], base?: BundleQuality): void {
-  const decibels = (value: number | null) => (value === null ? "exact" : value.toFixed(1));
-  const measured = (quality: BundleQuality | undefined) =>
-    quality ? [quality.qss.toExponential(2), decibels(quality.sqnr)] : ["not measured", ""];
-  out.print(
-    formatTable([
-      ["adapter", "rank", "size", "QSS", "SQNR dB", "factors dB", "error", "before alignment", "clipped"],
-      ...(base ? [["base", "", "", ...measured(base), "", "", "", ""]] : []),
-      ...adapters.map(({ name, rank, files, fit }) => [
-        name,
-        rank,
-        formatBytes(files[`${name}.safetensors`]?.bytes ?? 0),
-        ...measured(fit.measured),
-        decibels(fit.productSqnr),
-        fit.alignmentError.toFixed(4),
-        fit.errorBeforeAlignment.toFixed(4),
-        `${(100 * fit.clipped).toFixed(2)} %`,
-      ]),
-    ]),
-  );
 }

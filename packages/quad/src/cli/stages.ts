@@ -9,8 +9,8 @@ import { importEncodings } from "../profile/import-encodings.ts";
 import { writeProfile } from "../records/profile.ts";
 import { loadConfig } from "../settings/config.ts";
 import { recordConfigured } from "../stages/build.ts";
-import { printProfile } from "./build.ts";
 import { interruptSignal } from "./interrupt.ts";
+import { printProfile } from "./tables.ts";
 import type { Terminal } from "./terminal.ts";
 
 export function calibrateCommand(terminal: () => Terminal): Command {

@@ -3,9 +3,9 @@ import { decibels } from "../metrics/index.ts";
 import { loadConfig } from "../settings/config.ts";
 import { tuneProfile, tuneSchema } from "../tune/index.ts";
 import { parseCount, parseNumber, parseSeed, withOptions } from "./arguments.ts";
-import { printTuned } from "./build.ts";
 import { interruptSignal } from "./interrupt.ts";
 import { trajectoryFiles } from "./stages.ts";
+import { printTuned } from "./tables.ts";
 import { formatDuration, type Terminal } from "./terminal.ts";
 
 interface Options {

@@ -4,7 +4,6 @@ import { readImage, writeImage } from "../files/images.ts";
 import { msssim } from "../metrics/index.ts";
 import type { Evaluation, TaskEvaluation, VariantResult } from "../records/evaluation.ts";
 import { adaptersOf, type PreparedCase, shownInput } from "./cases.ts";
-import type { EvaluateOptions } from "./evaluate.ts";
 import type { MetricNetworks } from "./networks.ts";
 import { comparePictures, summarize } from "./picture-metrics.ts";
 import { fileSafe, hashOf } from "./pictures.ts";
@@ -27,7 +26,7 @@ export async function compareAll(
   cases: ReadonlyMap<string, readonly PreparedCase[]>,
   networks: MetricNetworks,
   reference: string,
-  { signal, onProgress }: Pick<EvaluateOptions, "signal" | "onProgress">,
+  { signal, onProgress }: { signal?: AbortSignal; onProgress?: (stage: string, done: number, total: number) => void },
 ): Promise<Compared> {
   const vae = await VaeFeatures.open(reference);
   const read = (list: readonly string[]) =>

@@ -5,6 +5,9 @@ import { InputError } from "@quad-lora/base";
 import { loadModel, type Model } from "@quad-lora/onnx";
 import { z } from "zod";
 import type { AdapterComponent } from "../adapters/types.ts";
+import { parseJsonFile } from "../files/json.ts";
+
+export { parseJsonFile };
 
 const modelIndexSchema = z.looseObject({ _class_name: z.string() });
 
@@ -73,24 +76,6 @@ export function loadComponent(
   options: { allowMissingExternalData?: boolean } = {},
 ): Model {
   return loadModel(componentFile(folder.path, component), options);
-}
-
-/** Parses and checks a JSON file's text. @throws InputError naming file and key */
-export function parseJsonFile<S extends z.ZodType>(file: string, text: string, schema: S): z.infer<S> {
-  let value: unknown;
-  try {
-    value = JSON.parse(text);
-  } catch (error) {
-    throw new InputError({ what: `is not valid JSON: ${(error as Error).message}`, file });
-  }
-  const result = schema.safeParse(value);
-  if (result.success) return result.data;
-  const issue = result.error.issues[0];
-  throw new InputError({
-    what: issue.message,
-    file,
-    ...(issue.path.length > 0 ? { where: issue.path.join(".") } : {}),
-  });
 }
 
 /**

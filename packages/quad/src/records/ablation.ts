@@ -2,7 +2,7 @@ import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { z } from "zod";
 import { writeFileAtomically } from "../files/atomic.ts";
-import { parseJsonFile } from "../model/model-folder.ts";
+import { parseJsonFile } from "../files/json.ts";
 
 const figuresSchema = z.strictObject({
   pictures: z.int().positive(),

@@ -2,7 +2,7 @@ import { readFile } from "node:fs/promises";
 import { InputError } from "@quad-lora/base";
 import { z } from "zod";
 import { writeFileAtomically } from "../files/atomic.ts";
-import { parseJsonFile } from "../model/model-folder.ts";
+import { parseJsonFile } from "../files/json.ts";
 
 const pictureMetricsSchema = z.strictObject({
   /** dB over RGB; a picture that is equal counts as 100. */

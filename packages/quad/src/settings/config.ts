@@ -4,7 +4,7 @@ import { dirname, extname, resolve } from "node:path";
 import { InputError } from "@quad-lora/base";
 import { createJiti } from "jiti";
 import { z } from "zod";
-import { parseJsonFile } from "../model/model-folder.ts";
+import { parseJsonFile } from "../files/json.ts";
 import { distillSchema } from "./distill.ts";
 import { policySchema } from "./policy.ts";
 import { tuneSchema } from "./tune.ts";
