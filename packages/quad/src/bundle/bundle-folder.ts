@@ -4,13 +4,12 @@ import { basename, dirname, join } from "node:path";
 import { InputError } from "@quad-lora/base";
 import {
   type AdapterRecord,
-  adapterRecordSchema,
   type BundleManifest,
   type FileRecord,
-  manifestSchema,
+  parseAdapterRecord,
+  parseManifest,
 } from "@quad-lora/runtime";
 import { hashFile } from "../files/hash.ts";
-import { parseJsonFile } from "../model/model-folder.ts";
 
 /** Files of a bundle by what they are for. */
 export const bundleFiles = {
@@ -35,7 +34,7 @@ export async function readManifest(bundle: string): Promise<BundleManifest> {
       expected: "a bundle written by quad build or quad compile",
     });
   }
-  return parseJsonFile(file, text, manifestSchema);
+  return parseManifest(text, file);
 }
 
 /** The records of a bundle's adapters, sorted by name. */
@@ -45,7 +44,7 @@ export async function readRecords(bundle: string): Promise<AdapterRecord[]> {
   return Promise.all(
     names.map(async (name) => {
       const file = join(folder, name);
-      return parseJsonFile(file, await readFile(file, "utf8"), adapterRecordSchema);
+      return parseAdapterRecord(await readFile(file, "utf8"), file, name.slice(0, -".json".length));
     }),
   );
 }

@@ -15,6 +15,7 @@ import {
 } from "@quad-lora/onnx";
 import {
   type AdapterRecord,
+  adapterRecordText,
   type BundleManifest,
   type BundleQuality,
   graphHash,
@@ -144,7 +145,8 @@ export async function compileBundle(options: CompileOptions): Promise<CompileRes
     for (const record of records) {
       const measured = qualities.get(record.name);
       if (measured) record.fit.measured = measured;
-      await writeJson(join(temporary, bundleFiles.adapters, `${record.name}.json`), record);
+      const file = join(temporary, bundleFiles.adapters, `${record.name}.json`);
+      await writeFileAtomically(file, await adapterRecordText(record));
     }
     const base = qualities.get("base");
     const manifest: BundleManifest = {
@@ -250,7 +252,8 @@ async function measureTasks(
   const qualities = new Map<string, BundleQuality>();
   if (trajectories.length === 0) return qualities;
   // A fixed number of threads: sums of floats, and so the figures, depend on it.
-  const pipeline = await openFolder(folder, { threads: 2 });
+  // The manifest comes last: it holds what is measured here.
+  const pipeline = await openFolder(folder, { threads: 2, verify: false });
   try {
     for (const path of trajectories) {
       const trajectory = await readTrajectory(path);

@@ -1,4 +1,4 @@
-import { z } from "zod";
+import * as z from "zod";
 import type { Level } from "./noise-schedule.ts";
 import type { PredictionType, Scheduler } from "./scheduler.ts";
 

@@ -1,5 +1,5 @@
 import { InputError } from "@quad-lora/base";
-import { z } from "zod";
+import * as z from "zod";
 import { defineScheduler, type OptionsOf, type ScheduleRequest, sigmaOptions, trainingOptions } from "./definition.ts";
 import { flowLevels, flowMatching, type Level } from "./noise-schedule.ts";
 import { Sampler } from "./sampler.ts";
