@@ -1,10 +1,11 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { dirname, join, relative } from "node:path";
 import { fileURLToPath } from "node:url";
+import type { Schema } from "@quad-lora/base";
 import { slotsFileSchema, tasksFileSchema } from "@quad-lora/runtime";
 import sharp from "sharp";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import type { ZodType } from "zod";
+import { parse } from "zod/v4/core";
 import { readAblation } from "../packages/quad/src/records/ablation.ts";
 import { readProfile } from "../packages/quad/src/records/profile.ts";
 import { loadConfig } from "../packages/quad/src/settings/config.ts";
@@ -42,8 +43,8 @@ const readers: Record<string, (path: string) => Promise<unknown>> = {
   "quad-training-curve": async (path) => JSON.parse(readFileSync(path, "utf8")),
 };
 
-function bySchema(schema: ZodType): (path: string) => Promise<unknown> {
-  return async (path) => schema.parse(JSON.parse(readFileSync(path, "utf8")));
+function bySchema(schema: Schema): (path: string) => Promise<unknown> {
+  return async (path) => parse(schema, JSON.parse(readFileSync(path, "utf8")));
 }
 
 describe.each(documents)("%s", (document) => {

@@ -44,6 +44,8 @@ export async function readReference(entries, { out = file("../../docs/api"), tsc
   return { problems, write: () => app.generateOutputs(project) };
 }
 
+/** Keys of TypeDoc's JSON that tell of other types than those of a signature. */
+const relations = new Set(["extendedBy", "extendedTypes", "implementedBy", "inheritedFrom", "overwrites"]);
 /** Types of constructors that only Quad itself calls. */
 const ownTypes = new Set(["Component", "PipelineParts"]);
 
@@ -65,7 +67,7 @@ function typesNotExported(module, exports) {
     // `typeof value` and base classes do not have to be named to be used.
     if (part.type === "query") return;
     for (const [key, value] of Object.entries(part)) {
-      if (!["extendedTypes", "inheritedFrom", "overwrites"].includes(key)) visit(value, place);
+      if (!relations.has(key)) visit(value, place);
     }
   };
   for (const child of module.children ?? []) visit(child, child.name);

@@ -5,11 +5,10 @@ import {
   type AdapterRecord,
   type BundleManifest,
   type FileRecord,
-  graphHash,
   parseAdapterRecord,
   parseManifest,
-  sha256,
 } from "./manifest.ts";
+import { graphHash, sha256 } from "./sha256.ts";
 import { verifySignature } from "./signature.ts";
 
 /** An opened bundle: its manifest, and its files as they are to be read. */

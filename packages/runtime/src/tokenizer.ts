@@ -1,6 +1,5 @@
-import { Tokenizer } from "@huggingface/tokenizers";
 import { InputError } from "@quad-lora/base";
-import * as z from "zod";
+import * as z from "zod/mini";
 import { clipTokenizer } from "./clip-tokenizer.ts";
 import { tokenizerConfigSchema } from "./configs.ts";
 import { type FolderFiles, readJson } from "./files.ts";
@@ -21,6 +20,8 @@ export interface PromptTokenizer {
 export async function loadTokenizer(files: FolderFiles, defaultLength: number): Promise<PromptTokenizer> {
   const configPath = "tokenizer/tokenizer_config.json";
   const config = (await files.exists(configPath)) ? await readJson(files, configPath, tokenizerConfigSchema) : {};
+  // A third of the runtime's bytes, and of no use to a page before it opens a model.
+  const { Tokenizer } = await import("@huggingface/tokenizers");
   const tokenizer = new Tokenizer(await tokenizerJson(files), config);
 
   const id = (token: string | null | undefined) => (token == null ? undefined : tokenizer.token_to_id(token));

@@ -1,17 +1,16 @@
-import { InputError } from "@quad-lora/base";
-import type * as z from "zod";
+import { checkValue, InputError, type Schema } from "@quad-lora/base";
+import type { output } from "zod/v4/core";
 
 /** Parses and checks a JSON file's text. @throws InputError naming file and key */
-export function parseJsonFile<S extends z.ZodType>(file: string, text: string, schema: S): z.infer<S> {
+export function parseJsonFile<S extends Schema>(file: string, text: string, schema: S): output<S> {
   let value: unknown;
   try {
     value = JSON.parse(text);
   } catch (error) {
     throw new InputError({ what: `is not valid JSON: ${(error as Error).message}`, file });
   }
-  const result = schema.safeParse(value);
-  if (result.success) return result.data;
-  const issue = result.error.issues[0];
+  const { data, issue } = checkValue(schema, value);
+  if (!issue) return data;
   throw new InputError({
     what: issue.message,
     file,
