@@ -457,7 +457,7 @@ describe("building again", () => {
     const other = join(folder, "other-profile.json");
     writeFileSync(other, JSON.stringify({ ...json(profile), graph: "0".repeat(64) }));
     const options = { exposed, profile, out, target: "cpu" as const };
-    await expect(compileBundle({ ...options, profile: other })).rejects.toThrow(/graph: .*made for another graph/);
+    await expect(compileBundle({ ...options, profile: other })).rejects.toThrow(/graph: .*belongs to another graph/);
     await expect(compileBundle({ ...options, target: "npu" })).rejects.toThrow(
       /another target .*expected npu, got cpu/,
     );

@@ -30,8 +30,8 @@ export const rooms = {
     "model",
     "layers",
     "tasks",
-    "quantizable",
     "factors",
+    "quantizable",
     "targets",
     "exposed",
     // stages and what they stand on

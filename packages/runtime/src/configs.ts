@@ -79,13 +79,17 @@ export const unetConfigSchema = z.looseObject({
   ),
 });
 
-/** What the runtime needs of diffusers' `AutoencoderKL` configuration. */
+/** What the runtime needs of the configuration of diffusers' `AutoencoderKL` or `AutoencoderDC`. */
 export const vaeConfigSchema = z.looseObject({
-  /** Latents are multiplied by it after encoding; 0.18215 in Stable Diffusion 1 and 2. */
+  /** Latents are `(encoding - shift_factor) * scaling_factor`; 0.18215 in Stable Diffusion 1 and 2. */
   scaling_factor: z._default(z.number().check(z.positive()), 0.18215),
+  /** 0 but for the autoencoders of flow matching. */
+  shift_factor: z.nullish(z.number()),
   latent_channels: z._default(z.int().check(z.positive()), 4),
   /** One entry per resolution: pixels per latent = 2^(length - 1). */
-  block_out_channels: z._default(z.array(z.number()).check(z.minLength(1)), [128, 256, 512, 512]),
+  block_out_channels: z.optional(z.array(z.number()).check(z.minLength(1))),
+  /** The same in `AutoencoderDC`. */
+  encoder_block_out_channels: z.optional(z.array(z.number()).check(z.minLength(1))),
 });
 export type VaeConfig = z.infer<typeof vaeConfigSchema>;
 
@@ -97,7 +101,7 @@ const tokenSchema = z.pipe(
 /** What the runtime needs of `tokenizer_config.json`. */
 export const tokenizerConfigSchema = z.looseObject({
   /** Tokens per prompt; absurdly large numbers mean "not set". */
-  model_max_length: z.optional(z.number().check(z.positive())),
+  model_max_length: z.optional(z.pipe(z.number().check(z.minimum(1)), z.transform(Math.floor))),
   pad_token: z.nullish(tokenSchema),
   eos_token: z.nullish(tokenSchema),
   bos_token: z.nullish(tokenSchema),

@@ -2,7 +2,7 @@ export { InputError, type InputProblem, type Schema } from "@quad-lora/base";
 export { adapterMetadata, type BundleIdentity } from "./adapter-file.ts";
 export { AdapterBank, type AdapterFeeds, type Strengths } from "./adapters.ts";
 export { type Slot, type SlotsFile, slotsFileSchema, type Task, type TasksFile, tasksFileSchema } from "./configs.ts";
-export { type PictureSize, readDefaultSize } from "./default-size.ts";
+export { type PictureSize, pixelsPerLatent, readDefaultSize, readVaeConfig } from "./default-size.ts";
 export type { ModelRun, StepInfo } from "./denoise.ts";
 export { type FetchOptions, type FolderFiles, fetchFiles, parseJson, readJson } from "./files.ts";
 export type { GeneratedImage, GenerateOptions } from "./generate.ts";

@@ -21,10 +21,9 @@ export async function loadTokenizer(files: FolderFiles, defaultLength: number): 
   const configPath = "tokenizer/tokenizer_config.json";
   const config = (await files.exists(configPath)) ? await readJson(files, configPath, tokenizerConfigSchema) : {};
   // A third of the runtime's bytes, and of no use to a page before it opens a model.
-  const { Tokenizer } = await import("@huggingface/tokenizers");
-  const tokenizer = new Tokenizer(await tokenizerJson(files), config);
-
-  const id = (token: string | null | undefined) => (token == null ? undefined : tokenizer.token_to_id(token));
+  const { openTokenizerJson } = await import("./tokenizer-json.ts");
+  const file = files.describe("tokenizer/tokenizer.json");
+  const { encode, numberOf: id } = openTokenizerJson(await tokenizerJson(files), config, file);
   const end = id(config.eos_token);
   const padding = id(config.pad_token) ?? end;
   if (padding === undefined) {
@@ -41,7 +40,7 @@ export async function loadTokenizer(files: FolderFiles, defaultLength: number): 
   return {
     maxLength,
     encode(prompt) {
-      let { ids } = tokenizer.encode(prompt);
+      let ids = encode(prompt);
       if (ids.length > maxLength) {
         ids = ids.at(-1) === end ? [...ids.slice(0, maxLength - 1), end!] : ids.slice(0, maxLength);
       }

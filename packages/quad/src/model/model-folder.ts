@@ -1,13 +1,12 @@
 import { existsSync, statSync } from "node:fs";
-import { readdir, readFile } from "node:fs/promises";
+import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { InputError } from "@quad-lora/base";
 import { loadModel, type Model } from "@quad-lora/onnx";
 import { z } from "zod";
 import type { AdapterComponent } from "../adapters/types.ts";
-import { parseJsonFile } from "../files/json.ts";
-
-export { parseJsonFile };
+import { readRecord } from "../files/json.ts";
+import { componentFile } from "./graph-files.ts";
 
 const modelIndexSchema = z.looseObject({ _class_name: z.string() });
 
@@ -45,7 +44,7 @@ export async function openModelFolder(path: string): Promise<ModelFolder> {
       fix: "Export the pipeline with Optimum: optimum-cli export onnx --model MODEL FOLDER.",
     });
   }
-  const modelIndex = parseJsonFile(index, await readFile(index, "utf8"), modelIndexSchema);
+  const modelIndex = await readRecord(index, modelIndexSchema);
   const { _class_name: pipelineClass } = modelIndex;
   const entries = (await readdir(path)).filter(
     (name) => name in modelIndex || /^(model_index\.json|tasks\.json|(readme|licen[cs]e|notice)\b.*)$/i.test(name),
@@ -60,10 +59,6 @@ export async function openModelFolder(path: string): Promise<ModelFolder> {
     });
   }
   return { path, pipelineClass, denoiser, adaptable, entries: entries.sort() };
-}
-
-export function componentFile(folder: string, component: string): string {
-  return join(folder, component, "model.onnx");
 }
 
 /**
@@ -84,7 +79,6 @@ export function loadComponent(
  */
 export async function readScheduler(folder: string): Promise<{ scheduler: unknown; schedulerFile: string }> {
   const schedulerFile = join(folder, "scheduler", "scheduler_config.json");
-  if (!existsSync(schedulerFile)) throw new InputError({ what: "there is no such file", file: schedulerFile });
-  const scheduler = parseJsonFile(schedulerFile, await readFile(schedulerFile, "utf8"), z.looseObject({}));
+  const scheduler = await readRecord(schedulerFile, z.looseObject({}));
   return { scheduler, schedulerFile };
 }
