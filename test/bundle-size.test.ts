@@ -9,12 +9,9 @@ import { describe, expect, test } from "vitest";
 import { serveFolders } from "./browser/server.ts";
 import { hasChromium, launchChromium } from "./helpers/chromium.ts";
 import { temporaryFolder } from "./helpers/models.ts";
+import { sourceAlias } from "./helpers/sources.ts";
 
 const packages = fileURLToPath(new URL("../packages", import.meta.url));
-const alias = {
-  "@quad-lora/base": join(packages, "base/src/index.ts"),
-  "@quad-lora/runtime": join(packages, "runtime/src/index.ts"),
-};
 const folder = temporaryFolder();
 
 interface Chunk {
@@ -60,7 +57,7 @@ const withEsbuild: Bundler = async (name, source) => {
   const { metafile, outputFiles } = await esbuild({
     entryPoints: [page(name, source)],
     ...{ bundle: true, minify: true, splitting: true, format: "esm", write: false, outdir: folder, metafile: true },
-    ...{ absWorkingDir: folder, alias, nodePaths: [join(packages, "../node_modules")] },
+    ...{ absWorkingDir: folder, alias: sourceAlias, nodePaths: [join(packages, "../node_modules")] },
   });
   const chunks = Object.entries(metafile.outputs).map(([path, { entryPoint, imports }]) => ({
     name: path,
@@ -78,7 +75,7 @@ const withVite: Bundler = async (name, source) => {
     configFile: false,
     root,
     logLevel: "error",
-    resolve: { alias },
+    resolve: { alias: sourceAlias },
     build: { write: false },
   });
   const files = [output].flat().flatMap((result) => ("output" in result ? result.output : []));
@@ -122,7 +119,7 @@ test.skipIf(!hasChromium)("a page that came over plain http has the same hashes"
     page("insecure", 'import { graphHash } from "@quad-lora/runtime"; window.graphHash = graphHash;'),
   );
   const outDir = join(folder, "insecure-site");
-  await vite({ configFile: false, root, logLevel: "error", resolve: { alias }, build: { outDir } });
+  await vite({ configFile: false, root, logLevel: "error", resolve: { alias: sourceAlias }, build: { outDir } });
   const server = await serveFolders({ "/": outDir });
   // By its address it would be a secure context.
   const browser = await launchChromium("--host-resolver-rules=MAP quad.example 127.0.0.1");

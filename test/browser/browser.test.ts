@@ -14,6 +14,7 @@ import { exposedPocket } from "../helpers/exposed-pocket.ts";
 import { psnr } from "../helpers/pictures.ts";
 import { pocketVariant } from "../helpers/pocket-variants.ts";
 import { loadSmallBuild, scratchFolder } from "../helpers/small-build.ts";
+import { sourceAlias } from "../helpers/sources.ts";
 import type { PageRun } from "./page.ts";
 import { listFiles, serveFolders } from "./server.ts";
 
@@ -32,7 +33,7 @@ beforeAll(async () => {
     root: here,
     logLevel: "warn",
     resolve: {
-      alias: { "@quad-lora/runtime": join(here, "../../packages/runtime/src/index.ts") },
+      alias: sourceAlias,
       // The page says itself where the WebAssembly files are, so that none is bundled.
       conditions: ["onnxruntime-web-use-extern-wasm"],
     },

@@ -1,12 +1,10 @@
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { build } from "vite";
 import { serveFolders } from "../browser/server.ts";
 import { launchChromium } from "./chromium.ts";
-
-const runtime = fileURLToPath(new URL("../../packages/runtime/src/index.ts", import.meta.url));
+import { sourceAlias } from "./sources.ts";
 
 /**
  * Bundles a snippet as an application would be, opens it in Chromium beside a canvas, and waits until it shows a
@@ -24,7 +22,7 @@ export async function runInChromium(folder: string, source: string): Promise<voi
     configFile: false,
     root: folder,
     logLevel: "error",
-    resolve: { alias: { "@quad-lora/runtime": runtime }, preserveSymlinks: true },
+    resolve: { alias: sourceAlias, preserveSymlinks: true },
     build: { outDir: site, emptyOutDir: true, target: "es2022", minify: false },
   });
   const server = await serveFolders({ "/models/exposed/": join(folder, "exposed"), "/": site });
