@@ -22,17 +22,18 @@ export const rooms = {
     "alignment",
     "encodings-files",
     "metrics",
+    // adapters, and what in a graph they and quantization are about
+    "adapters",
+    "factors",
+    "layers",
+    "quantizable",
+    "targets",
     // what people choose, and what stages hand to each other
     "settings",
     "records",
-    // a model and its adapters
-    "adapters",
+    // folders with models
     "model",
-    "layers",
     "tasks",
-    "factors",
-    "quantizable",
-    "targets",
     "exposed",
     // stages and what they stand on
     "simulate",
