@@ -1,4 +1,4 @@
-export { InputError, type InputProblem } from "@quad-lora/base";
+export { InputError, type InputProblem, type Schema } from "@quad-lora/base";
 export { adapterMetadata, type BundleIdentity } from "./adapter-file.ts";
 export { AdapterBank, type AdapterFeeds, type Strengths } from "./adapters.ts";
 export { type Slot, type SlotsFile, slotsFileSchema } from "./configs.ts";
@@ -15,7 +15,6 @@ export {
   type BundleManifest,
   type BundleQuality,
   type FileRecord,
-  graphHash,
   manifestSchema,
   parseAdapterRecord,
   parseManifest,
@@ -26,6 +25,7 @@ export { type OpenedBundle, openBundle, type TrustOptions } from "./open-bundle.
 export type { OrtModule, TensorData } from "./ort.ts";
 export { type OpenOptions, openPipeline, Pipeline, type Selection } from "./pipeline.ts";
 export * from "./schedulers/index.ts";
+export { graphHash } from "./sha256.ts";
 export {
   publicKeyBytes,
   signatureSchema,

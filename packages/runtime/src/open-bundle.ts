@@ -4,11 +4,10 @@ import {
   type AdapterRecord,
   type BundleManifest,
   type FileRecord,
-  graphHash,
   parseAdapterRecord,
   parseManifest,
-  sha256,
 } from "./manifest.ts";
+import { graphHash, sha256 } from "./sha256.ts";
 import { verifySignature } from "./signature.ts";
 import type { Task } from "./tasks.ts";
 

@@ -1,3 +1,5 @@
+// For applications whose lib has no Symbol.asyncDispose: it is in the declarations of a public class.
+/// <reference lib="esnext.disposable" preserve="true" />
 import { InputError } from "@quad-lora/base";
 import type { InferenceSession, Tensor } from "onnxruntime-common";
 import { AdapterBank, type AdapterFeeds } from "./adapters.ts";
@@ -260,6 +262,11 @@ export class Pipeline {
   async dispose(): Promise<void> {
     for (const component of this.#parts.components.values()) await component.release();
     await this.#parts.autoencoder.release();
+  }
+
+  /** As {@link dispose}, for `await using pipeline = ...`. */
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.dispose();
   }
 
   #resolve(selection: Selection): { task: Task; strengths: Map<string, number> } {

@@ -7,7 +7,7 @@ import { hashFile } from "./hash.ts";
 
 /**
  * A folder on disk for the runtime; ONNX Runtime maps its graphs and weights straight from the files. Opens regular files
- * inside the folder only (see {@link requireInside}).
+ * inside the folder only (see `requireInside`).
  */
 export function folderFiles(folder: string): FolderFiles {
   const at = (path: string) => join(folder, path === "" ? "" : checkRelativePath(path, { file: folder }));
