@@ -22,7 +22,8 @@ import { encodingRange } from "../packages/quad/src/quantization/index.ts";
 import { pointEncoding, readProfile } from "../packages/quad/src/records/profile.ts";
 import { readTrajectory } from "../packages/quad/src/records/trajectory.ts";
 import { buildSimulation, encodingInputs } from "../packages/quad/src/simulate/simulation-graph.ts";
-import { loadCases, recordConfigured } from "../packages/quad/src/stages/build.ts";
+import { recordConfigured } from "../packages/quad/src/stages/calibrate.ts";
+import { loadCases } from "../packages/quad/src/tasks/cases.ts";
 import { TrainingSession } from "../packages/quad/src/train/training-graph.ts";
 import { loadSmallBuild, scratchFolder } from "./helpers/small-build.ts";
 

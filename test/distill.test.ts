@@ -28,7 +28,8 @@ import { prepareGraph } from "../packages/quad/src/quantizable/prepare-graph.ts"
 import { pointEncoding, readProfile } from "../packages/quad/src/records/profile.ts";
 import { readTrajectory, type Trajectory } from "../packages/quad/src/records/trajectory.ts";
 import { SimulatedPipeline } from "../packages/quad/src/simulate/simulated-pipeline.ts";
-import { loadCases, recordConfigured } from "../packages/quad/src/stages/build.ts";
+import { recordConfigured } from "../packages/quad/src/stages/calibrate.ts";
+import { loadCases } from "../packages/quad/src/tasks/cases.ts";
 import { LossSession } from "../packages/quad/src/train/training-graph.ts";
 import { pocketFolder } from "./helpers/exposed-pocket.ts";
 import { loadSmallBuild, scratchFolder } from "./helpers/small-build.ts";

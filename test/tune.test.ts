@@ -18,7 +18,7 @@ import { buildProfile } from "../packages/quad/src/profile/build-profile.ts";
 import { prepareGraph } from "../packages/quad/src/quantizable/prepare-graph.ts";
 import { findQuantizable, movedFrom } from "../packages/quad/src/quantizable/quantizable.ts";
 import type { BuildConfig, BuildConfigInput } from "../packages/quad/src/settings/config.ts";
-import { recordConfigured } from "../packages/quad/src/stages/build.ts";
+import { recordConfigured } from "../packages/quad/src/stages/calibrate.ts";
 import { type TuneSettingsInput, tuneSchema } from "../packages/quad/src/tune/index.ts";
 import { pocketFolder } from "./helpers/exposed-pocket.ts";
 import { loadSmallBuild, scratchFolder } from "./helpers/small-build.ts";

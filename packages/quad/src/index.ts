@@ -3,6 +3,7 @@ export * from "./ablation/index.ts";
 export * from "./adapters/index.ts";
 export { type AddOptions, addToBundle } from "./bundle/add.ts";
 export { type BundleSummary, bundleEncodings, showBundle } from "./bundle/show.ts";
+export { signBundle } from "./bundle/sign.ts";
 export { type StorageRow, type StorageSizes, storageSizes, storageTable } from "./bundle/storage.ts";
 export { verifyBundle } from "./bundle/verify.ts";
 export { observeTasks, recordTask } from "./calibrate/calibrate.ts";
@@ -36,7 +37,7 @@ export type { ReportOptions } from "./report/options.ts";
 export { writeReport } from "./report/report.ts";
 export { type BuildConfig, type BuildConfigInput, defineConfig, loadConfig } from "./settings/config.ts";
 export type { Policy, PolicyInput } from "./settings/policy.ts";
-export { type BuildOptions, type BuildResult, build } from "./stages/build.ts";
+export { type BuildResult, build } from "./stages/build.ts";
 export {
   type DistillBundleOptions,
   type DistillBundleResult,
@@ -44,6 +45,7 @@ export {
   distillBundle,
   distillConfigured,
 } from "./stages/distill-configured.ts";
+export type { BuildOptions } from "./stages/run.ts";
 export * from "./train/index.ts";
 export * from "./tune/index.ts";
 export type { Progress, StageOptions } from "./work/progress.ts";

@@ -2,8 +2,9 @@ import { createServer, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
 import { InputError } from "@quad-lora/base";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { slotsFileSchema, tasksFileSchema } from "./configs.ts";
+import { slotsFileSchema } from "./configs.ts";
 import { fetchFiles, parseJson } from "./files.ts";
+import { tasksFileSchema } from "./tasks.ts";
 
 describe("fetchFiles", () => {
   let server: Server;
@@ -36,7 +37,7 @@ describe("fetchFiles", () => {
 
   test("with an index it asks the server nothing", async () => {
     requests.length = 0;
-    const files = fetchFiles(base, ["adapters/b.safetensors", "adapters/deep/c", "tasks.json"]);
+    const files = fetchFiles(base, { index: ["adapters/b.safetensors", "adapters/deep/c", "tasks.json"] });
     expect(await files.exists("tasks.json")).toBe(true);
     expect(await files.exists("slots.json")).toBe(false);
     expect(await files.list("adapters")).toEqual(["b.safetensors"]);

@@ -5,8 +5,9 @@ import { readRecord, writeRecord } from "../files/json.ts";
 import { type Ablation, type AblationRow, readAblation, writeAblation } from "../records/ablation.ts";
 import type { BuildConfig } from "../settings/config.ts";
 import type { Placement } from "../simulate/simulation-graph.ts";
-import { type BuildOptions, type Calibration, calibrateConfigured } from "../stages/build.ts";
-import { runStage } from "../work/stage.ts";
+import { type Calibration, calibrateConfigured } from "../stages/build.ts";
+import type { BuildOptions } from "../stages/run.ts";
+import { keyOf, Results } from "../work/results.ts";
 import { AblationBench, type BenchSources, drawReferences, type Groundwork } from "./bench.ts";
 import { ablationVariants, type Variant } from "./variants.ts";
 import { type Measured, measureAll } from "./workers.ts";
@@ -99,13 +100,13 @@ async function hashPictures({ tasks }: BuildConfig, { hashes }: Calibration): Pr
 
 /** The stages whose results hold for all variants. */
 class GroundStages {
-  readonly #folder: string;
+  readonly #results: Results;
   /** Hash of everything that calibration depends on. */
   readonly #key: string;
   readonly #options: AblateOptions;
 
   constructor({ work }: BuildConfig, key: string, options: AblateOptions) {
-    this.#folder = join(work!, "ablation");
+    this.#results = new Results(join(work!, "ablation"));
     this.#key = key;
     this.#options = options;
   }
@@ -114,9 +115,11 @@ class GroundStages {
   async run(name: string, inputs: unknown, run: (folder: string) => Promise<void>): Promise<string> {
     const { signal, onStage } = this.#options;
     signal?.throwIfAborted();
-    const result = await runStage(this.#folder, name, [ablationVersion, this.#key, inputs], run);
-    onStage?.(name, result);
-    return result.folder;
+    const key = keyOf(name, ablationVersion, [this.#key, inputs]);
+    const reused = this.#results.find(name, key) !== null;
+    const folder = await this.#results.make(name, key, run);
+    onStage?.(name, { folder, key, reused });
+    return folder;
   }
 
   /** A stage whose result is a value found on a bench. */

@@ -3,13 +3,13 @@ import { readdir, rename, rm, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import {
   type AdapterRecord,
-  adapterRecordSchema,
   type BundleManifest,
   type FileRecord,
-  manifestSchema,
+  parseAdapterRecord,
+  parseManifest,
 } from "@quad-lora/runtime";
 import { hashFile } from "../files/hash.ts";
-import { readRecord } from "../files/json.ts";
+import { readText } from "../files/json.ts";
 
 /** Files of a bundle by what they are for. */
 export const bundleFiles = {
@@ -22,16 +22,22 @@ export const bundleFiles = {
 } as const;
 
 /** @throws InputError if the folder is not a bundle of this version */
-export function readManifest(bundle: string): Promise<BundleManifest> {
+export async function readManifest(bundle: string): Promise<BundleManifest> {
   const file = join(bundle, bundleFiles.manifest);
-  return readRecord(file, manifestSchema, "a bundle written by quad build or quad compile");
+  const text = await readText(file, "a bundle written by quad build or quad compile");
+  return parseManifest(text, file);
 }
 
 /** The records of a bundle's adapters, sorted by name. */
 export async function readRecords(bundle: string): Promise<AdapterRecord[]> {
   const folder = join(bundle, bundleFiles.adapters);
   const names = (await readdir(folder).catch(() => [])).filter((name) => name.endsWith(".json")).sort();
-  return Promise.all(names.map((name) => readRecord(join(folder, name), adapterRecordSchema)));
+  return Promise.all(
+    names.map(async (name) => {
+      const file = join(folder, name);
+      return parseAdapterRecord(await readText(file), file, name.slice(0, -".json".length));
+    }),
+  );
 }
 
 /** Hashes and sizes of all files below a folder but adapters and the manifest, by path with `/`, sorted. */

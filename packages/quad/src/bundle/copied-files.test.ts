@@ -1,8 +1,8 @@
-import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { expect, test } from "vitest";
 import { temporaryFolder } from "../../../../test/helpers/models.ts";
-import { copyRest, keepTasks } from "./copied-files.ts";
+import { copyRest } from "./copied-files.ts";
 
 const folder = temporaryFolder();
 
@@ -10,22 +10,6 @@ function write(path: string, text: string): void {
   mkdirSync(dirname(path), { recursive: true });
   writeFileSync(path, text);
 }
-
-test("tasks stay whose adapters are all there", async () => {
-  const path = join(folder, "tasks.json");
-  await keepTasks(folder, ["flat"]);
-  const tasks = {
-    base: { adapter: null },
-    flat: { adapter: "flat", steps: 4 },
-    sketch: { adapter: "sketch" },
-    both: { adapter: { flat: 0.5, sketch: 0.5 } },
-    weak: { adapter: { flat: 0.5 } },
-  };
-  writeFileSync(path, JSON.stringify({ format: "quad-tasks", version: 1, tasks }));
-  await keepTasks(folder, ["flat"]);
-  const { tasks: kept } = JSON.parse(readFileSync(path, "utf8"));
-  expect(kept).toEqual({ base: tasks.base, flat: tasks.flat, weak: tasks.weak });
-});
 
 test("everything of the model is copied but the denoiser's graph with its weights, and what interrupted work left", async () => {
   const model = join(folder, "model");

@@ -3,7 +3,7 @@ import { Command } from "commander";
 import { type AddOptions, addToBundle } from "../bundle/add.ts";
 import { loadConfig } from "../settings/config.ts";
 import { type DistillSettings, distillSchema } from "../settings/distill.ts";
-import { loadCases } from "../stages/build.ts";
+import { loadCases } from "../tasks/cases.ts";
 import { parseCount, parseNumber } from "./arguments.ts";
 import { stageOptions } from "./interrupt.ts";
 import { printAdapters } from "./tables.ts";

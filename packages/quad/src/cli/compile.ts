@@ -44,7 +44,7 @@ export function compileCommand(terminal: () => Terminal): Command {
         out: options.out,
         target: options.target ?? (await readProfile(options.profile)).placement,
         ...(options.rank ? { rank: options.rank } : {}),
-        ...(options.adapters ? { adapters: options.adapters } : {}),
+        adapters: options.adapters ? [options.adapters] : [],
         trajectories: names.map((name) => join(calibration!, name)),
         ...stageOptions(out),
       });

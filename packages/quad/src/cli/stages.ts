@@ -8,7 +8,7 @@ import { buildProfile } from "../profile/build-profile.ts";
 import { importEncodings } from "../profile/import-encodings.ts";
 import { writeProfile } from "../records/profile.ts";
 import { loadConfig } from "../settings/config.ts";
-import { recordConfigured } from "../stages/build.ts";
+import { recordConfigured } from "../stages/calibrate.ts";
 import { stageOptions } from "./interrupt.ts";
 import { printProfile } from "./tables.ts";
 import type { Terminal } from "./terminal.ts";

@@ -12,7 +12,13 @@ import {
   runPasses,
   saveModel,
 } from "@quad-lora/onnx";
-import type { AdapterRecord, BundleManifest, BundleQuality, SlotsFile } from "@quad-lora/runtime";
+import {
+  type AdapterRecord,
+  adapterRecordText,
+  type BundleManifest,
+  type BundleQuality,
+  type SlotsFile,
+} from "@quad-lora/runtime";
 import { type AdapterSource, loadAdapters } from "../bundle/adapter-sources.ts";
 import {
   bundleFiles,
@@ -22,7 +28,7 @@ import {
   replaceFolder,
   temporaryFolder,
 } from "../bundle/bundle-folder.ts";
-import { copyRest, keepTasks } from "../bundle/copied-files.ts";
+import { copyRest } from "../bundle/copied-files.ts";
 import { type EncodingFrame, encodeForBundle } from "../bundle/encode-adapter.ts";
 import { measureQuality } from "../bundle/quality.ts";
 import { writeAimet } from "../encodings-files/index.ts";
@@ -36,6 +42,7 @@ import { openFolder } from "../model/open-folder.ts";
 import { aimetEncodings } from "../profile/export-encodings.ts";
 import { type Profile, pointEncoding, readProfile } from "../records/profile.ts";
 import { readTrajectory } from "../records/trajectory.ts";
+import { keepTasks } from "../tasks/keep-tasks.ts";
 import type { StageOptions } from "../work/progress.ts";
 import { ownZeroPoints } from "./own-zero-points.ts";
 import { buildQuantizedGraph } from "./quantized-graph.ts";
@@ -52,8 +59,8 @@ export interface CompileOptions extends StageOptions {
   target: "cpu" | "npu";
   /** Rank that an npu's graph takes; default: the profile's. */
   rank?: number;
-  /** Folder with distilled factors: they replace the exposed folder's of the same names, and are not aligned again. */
-  adapters?: string;
+  /** Folders with distilled factors: they replace the exposed folder's of the same names, and are not aligned again. */
+  adapters?: readonly string[];
   /** Recorded trajectories: the bundle is run on them, to say how well every task fits. */
   trajectories?: readonly string[];
   /** Calls per task that the fit is measured over. */
@@ -243,7 +250,8 @@ async function measureTasks(
   const qualities = new Map<string, BundleQuality>();
   if (trajectories.length === 0) return qualities;
   // A fixed number of threads: sums of floats, and so the figures, depend on it.
-  const pipeline = await openFolder(folder, { threads: 2 });
+  // The manifest comes last: it holds what is measured here.
+  const pipeline = await openFolder(folder, { threads: 2, verify: false });
   try {
     for (const path of trajectories) {
       const trajectory = await readTrajectory(path);
@@ -267,7 +275,8 @@ async function writeRecords(
   for (const record of records) {
     const measured = qualities.get(record.name);
     if (measured) record.fit.measured = measured;
-    await writeRecord(join(folder, bundleFiles.adapters, `${record.name}.json`), record);
+    const file = join(folder, bundleFiles.adapters, `${record.name}.json`);
+    await writeFileAtomically(file, await adapterRecordText(record));
   }
 }
 

@@ -5,12 +5,13 @@ import { InputError } from "@quad-lora/base";
 import { type Evaluation, type VariantInfo, writeEvaluation } from "../records/evaluation.ts";
 import { HashCache } from "../work/hash-tree.ts";
 import type { StageOptions } from "../work/progress.ts";
+import { Results } from "../work/results.ts";
 import { measureCauses } from "./causes.ts";
 import { machineFacts, storageOf, versionFacts } from "./facts.ts";
 import { folderDrawer, folderIdentity } from "./folder-drawer.ts";
 import { openNetworks } from "./networks.ts";
 import type { EvaluateOptions } from "./options.ts";
-import { drawPictures, removeOthers } from "./pictures.ts";
+import { drawPictures } from "./pictures.ts";
 import { exposeReference, type Reference } from "./reference.ts";
 import { ablationOf, compareAll, describeResults, scalesOf } from "./results.ts";
 import { type DrawnVariant, findSimulation, sharesOf, simulatedVariants } from "./simulated-variants.ts";
@@ -61,7 +62,7 @@ export async function evaluate(candidate: string, options: EvaluateOptions): Pro
       versions: versionFacts(),
     };
     await writeEvaluation(join(out, "evaluation.json"), evaluation);
-    await removeOthers(pictures, shownIn(evaluation, files));
+    await new Results(pictures).keepOnly(shownIn(evaluation, files));
     return evaluation;
   } finally {
     await networks.dispose();

@@ -19,7 +19,7 @@ export interface EvaluateOptions extends StageOptions {
   adapters?: Readonly<Record<string, string>>;
   /** Default: the candidate's own `profile.json`. */
   profile?: string;
-  /** Default: the latest in the configuration's work folder. */
+  /** Default: those of the configuration's build, where its calibration is done and nothing that it depends on has changed. */
   observations?: string;
   /**
    * Simulated variants to draw too: the profile without training, a profile per task, everything at 8 bits; default: all.

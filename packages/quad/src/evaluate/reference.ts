@@ -1,12 +1,14 @@
-import { createHash } from "node:crypto";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { InputError } from "@quad-lora/base";
-import { expose } from "../expose/expose.ts";
-import { openModelFolder } from "../model/model-folder.ts";
 import type { BuildConfig } from "../settings/config.ts";
+import { planExpose } from "../stages/plan.ts";
+import { inProcess } from "../work/executors/in-process.ts";
 import type { HashCache } from "../work/hash-tree.ts";
+import { Plan } from "../work/plan.ts";
 import type { StageOptions } from "../work/progress.ts";
+import { Results } from "../work/results.ts";
+import { runPlan } from "../work/run-plan.ts";
 
 export interface ReferenceOptions extends StageOptions {
   /** Adapters that the candidate has. All that can be found take part, whatever is drawn: the graph is then always the same. */
@@ -59,22 +61,21 @@ export async function exposeReference(against: string, options: ReferenceOptions
   return { folder: await exposeCached(against, found, options), adapters: found, missing };
 }
 
-/** Exposes a model folder into the cache, unless it is there already. */
+/** The stage expose over a model folder, or its result where that is in the cache. */
 export async function exposeCached(
   model: string,
   adapters: Readonly<Record<string, string>>,
   { cache, hashes, signal, onProgress }: Pick<ReferenceOptions, "cache" | "hashes" | "signal" | "onProgress">,
 ): Promise<string> {
-  const { entries } = await openModelFolder(model);
-  const inputs = [
-    await Promise.all(entries.map(async (name) => [name, await hashes.hash(join(model, name))])),
-    await Promise.all(Object.entries(adapters).map(async ([name, path]) => [name, await hashes.hash(path)])),
-  ];
-  const key = createHash("sha256").update(JSON.stringify(inputs)).digest("hex").slice(0, 16);
-  const out = join(cache, `exposed-${key}`);
-  if (existsSync(out)) return out;
-  await expose(model, { out, adapters, signal, onProgress });
-  return out;
+  const plan = new Plan();
+  await planExpose(plan, { model, adapters }, hashes);
+  const results = new Results(cache);
+  try {
+    const stages = await runPlan(plan, { results, executor: inProcess(), signal, onProgress });
+    return join(stages.expose.folder, "exposed");
+  } finally {
+    await results.release();
+  }
 }
 
 function originalOf(name: string, model: string, { adapters, config }: ReferenceOptions): string | undefined {

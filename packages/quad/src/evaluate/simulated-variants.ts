@@ -1,5 +1,4 @@
 import { existsSync } from "node:fs";
-import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import type { Task } from "@quad-lora/runtime";
 import { ExposedModel } from "../exposed/exposed-model.ts";
@@ -9,6 +8,7 @@ import type { Evaluation, VariantInfo } from "../records/evaluation.ts";
 import { readObservations } from "../records/observations.ts";
 import { type Profile, readProfile } from "../records/profile.ts";
 import type { BuildConfig } from "../settings/config.ts";
+import { findObservations } from "../stages/build.ts";
 import type { HashCache } from "../work/hash-tree.ts";
 import type { StageOptions } from "../work/progress.ts";
 import type { Drawer } from "./pictures.ts";
@@ -47,12 +47,12 @@ export async function findSimulation(
     );
     return null;
   }
-  const observationsPath = options.observations ?? (await latestObservations(options.config.work!));
+  const observationsPath = options.observations ?? (await findObservations(options.config));
   const observations = observationsPath ? await readObservations(observationsPath) : null;
   const observationsHash = observationsPath ? await hashFile(observationsPath) : null;
   if (!observations) {
     notes.push(
-      "There are no observations: own profiles, everything at 8 bits, other shares and clipped ranges are left out; give --observations.",
+      "There are no observations of the configuration as it is now: own profiles, everything at 8 bits, other shares and clipped ranges are left out; give --observations.",
     );
   }
   return Simulations.open({ folder, profile, observations, observationsHash, tasks });
@@ -68,13 +68,6 @@ async function matchingFolder(
   if (existsSync(join(options.against, "slots.json"))) return null;
   const folder = await exposeCached(options.against, options.config.adapters, options);
   return (await (await ExposedModel.open(folder)).isOf(profile)) ? folder : null;
-}
-
-async function latestObservations(work: string): Promise<string | undefined> {
-  const names = await readdir(work).catch(() => []);
-  const found = names.filter((name) => /^observe-[0-9a-f]{16}$/.test(name)).sort();
-  const paths = found.map((name) => join(work, name, "observations.safetensors")).filter(existsSync);
-  return paths.at(-1);
 }
 
 /** One column of the contact sheet, or one row of the ablation table. */

@@ -1,7 +1,7 @@
 import { InputError } from "@quad-lora/base";
 import type { Pipeline, Task } from "@quad-lora/runtime";
 import { openFolder } from "../model/open-folder.ts";
-import { adaptersOf, heldOutCases, type PreparedCase, prepareCase } from "./cases.ts";
+import { adaptersOf, heldOutCases, type PreparedCase, prepareCase, sayingAdapters } from "./cases.ts";
 import type { EvaluateOptions } from "./options.ts";
 
 /** A folder under evaluation: what it is asked to draw. */
@@ -49,8 +49,11 @@ export async function openSubject(folder: string, options: EvaluateOptions, note
 async function readFolder(folder: string) {
   const pipeline = await openFolder(folder);
   try {
-    const definitions = new Map(pipeline.tasks.map((name) => [name, pipeline.task(name)]));
-    return { definitions, adapters: pipeline.adapters, size: pipeline.defaultSize };
+    const { adapters, defaultSize: size } = pipeline;
+    const definitions = new Map(
+      pipeline.tasks.map((name) => [name, sayingAdapters(name, pipeline.task(name), adapters)]),
+    );
+    return { definitions, adapters, size };
   } finally {
     await pipeline.dispose();
   }

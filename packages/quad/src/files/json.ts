@@ -3,11 +3,11 @@ import { InputError } from "@quad-lora/base";
 import type { z } from "zod";
 import { writeFileAtomically } from "./atomic.ts";
 
-/** Parses and checks a JSON file's text. @throws InputError naming file and key */
+/** Parses and checks a JSON file's text; a byte order mark is skipped. @throws InputError naming file and key */
 export function parseJsonFile<S extends z.ZodType>(file: string, text: string, schema: S): z.infer<S> {
   let value: unknown;
   try {
-    value = JSON.parse(text);
+    value = JSON.parse(text.replace(/^\ufeff/, ""));
   } catch (error) {
     throw new InputError({ what: `is not valid JSON: ${(error as Error).message}`, file });
   }
@@ -33,15 +33,18 @@ export async function readRecord<S extends z.ZodType>(
   madeBy?: string,
   fix?: string,
 ): Promise<z.infer<S>> {
-  let text: string;
+  return parseJsonFile(path, await readText(path, madeBy, fix), schema);
+}
+
+/** A text file that has to be there; parameters as of {@link readRecord}. @throws InputError if it cannot be read */
+export async function readText(path: string, madeBy?: string, fix?: string): Promise<string> {
   try {
-    text = await readFile(path, "utf8");
+    return await readFile(path, "utf8");
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
     const what = code === "ENOENT" || code === "ENOTDIR" ? "there is no such file" : "the file cannot be read";
     throw new InputError({ what, file: path, expected: madeBy, fix });
   }
-  return parseJsonFile(path, text, schema);
 }
 
 /** Writes a value as JSON, atomically. */
