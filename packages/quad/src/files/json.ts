@@ -46,5 +46,10 @@ export async function readRecord<S extends z.ZodType>(
 
 /** Writes a value as JSON, atomically. */
 export async function writeRecord(path: string, value: unknown): Promise<void> {
-  await writeFileAtomically(path, `${JSON.stringify(value, null, 1)}\n`);
+  await writeFileAtomically(path, recordText(value));
+}
+
+/** A value as {@link writeRecord} writes it. */
+export function recordText(value: unknown): string {
+  return `${JSON.stringify(value, null, 1)}\n`;
 }
