@@ -11,10 +11,11 @@ const { readdirSync, writeFileSync } = fs;
 const operations = [];
 let count = 0;
 
-function step(name, path) {
+function step(name, ...paths) {
   count++;
   if (count === at) process.kill(process.pid, "SIGKILL");
-  operations.push(`${name} ${path}`);
+  // A handle's operations have contents in place of paths.
+  operations.push([name, ...paths.filter((path) => typeof path === "string" && path.startsWith("/"))].join(" "));
 }
 
 /** Files of a folder. */
@@ -30,10 +31,10 @@ const isFolder = (path) => fs.statSync(path, { throwIfNoEntry: false })?.isDirec
 function wrap(object, name, half) {
   const original = object[name];
   object[name] = async function (...args) {
-    step(name, args.map(String).join(" "));
+    step(name, ...args);
     if (half && isFolder(args[0])) {
       if (count + 1 === at) await half(...args);
-      step(`half ${name}`, args.map(String).join(" "));
+      step(`half ${name}`, ...args);
     }
     return original.apply(this, args);
   };
@@ -84,7 +85,7 @@ for (const name of [
   const original = fs[name];
   fs[name] = (...args) => {
     // Files, not what goes to the terminal.
-    if (args[0] !== 1 && args[0] !== 2) step(name, String(args[0]));
+    if (args[0] !== 1 && args[0] !== 2) step(name, args[0]);
     return original(...args);
   };
 }
