@@ -25,10 +25,14 @@ const qualitySchema = z.strictObject({
 /** How near the quantized graph comes to full precision. */
 export type BundleQuality = z.infer<typeof qualitySchema>;
 
-const targetSchema = z.discriminatedUnion("kind", [
-  z.strictObject({ kind: z.literal("cpu") }),
-  z.strictObject({ kind: z.literal("npu"), rank: z.int().positive() }),
-]);
+/** The compiler's targets have names of its own; what the runtime has to know of one is said beside the name. */
+const targetSchema = z.strictObject({
+  kind: z.string().min(1),
+  /** The rank that all adapters are given with, where the graph's is fixed. */
+  rank: z.int().positive().optional(),
+  /** Operators of the graph beyond the ONNX standard, `DOMAIN.OPERATOR`: the ONNX Runtime that opens it has to have them. */
+  operators: z.array(z.string()).optional(),
+});
 
 /** `manifest.json`: what a bundle consists of, but for its adapters, which have records of their own. */
 export const manifestSchema = z.strictObject({

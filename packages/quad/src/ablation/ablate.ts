@@ -4,8 +4,8 @@ import { join } from "node:path";
 import { writeFileAtomically } from "../files/atomic.ts";
 import { type Ablation, type AblationRow, readAblation, writeAblation } from "../records/ablation.ts";
 import type { BuildConfig } from "../settings/config.ts";
-import type { Placement } from "../simulate/simulation-graph.ts";
 import { type BuildOptions, calibrateConfigured } from "../stages/build.ts";
+import { strictestTarget, type TargetName } from "../targets/index.ts";
 import { runStage } from "../work/stage.ts";
 import { AblationBench, type BenchSources, drawReferences, type MeasureOptions } from "./bench.ts";
 import { ablationVariants, type Variant } from "./variants.ts";
@@ -22,8 +22,8 @@ export interface AblateOptions extends Pick<BuildOptions, "signal" | "onProgress
   pictures?: number;
   /** Default: all of `ablationVariants()`. */
   variants?: readonly Variant[];
-  /** Default `npu`: every activation is quantized, as in the paper. */
-  placement?: Placement;
+  /** Default: the target that quantizes every activation, as in the paper. */
+  placement?: TargetName;
   /** Recorded calls per task for SQNR and QSS; default 32. */
   calls?: number;
   /** Processes that measure, one thread each; default 1: this process, with two threads. More need the built package. */
@@ -38,7 +38,7 @@ export interface AblateOptions extends Pick<BuildOptions, "signal" | "onProgress
  * interrupted run continues with the first that is missing.
  */
 export async function ablate(config: BuildConfig, options: AblateOptions): Promise<Ablation> {
-  const { signal, onProgress, out, placement = "npu", pictures = 32, calls = 32, processes = 1 } = options;
+  const { signal, onProgress, out, placement = strictestTarget, pictures = 32, calls = 32, processes = 1 } = options;
   const { exposed, trajectories, observations, observed, hashes } = await calibrateConfigured(config, options);
   const { tasks, policy } = config;
   const folder = join(config.work!, "ablation");

@@ -49,6 +49,7 @@ export function showCommand(terminal: () => Terminal): Command {
           `${manifest.component} for ${target.kind}: ${nodes} nodes, ${count} slots of ${rank}, batch ${batch}, latents ${height}x${width}`,
           `graph ${manifest.graph}`,
           `profile ${manifest.profile}`,
+          ...(target.operators?.length ? [`needs ${target.operators.join(", ")}`] : []),
           "",
         ].join("\n"),
       );

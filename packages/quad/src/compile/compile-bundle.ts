@@ -44,6 +44,8 @@ import { aimetEncodings } from "../profile/export-encodings.ts";
 import { prepareGraph } from "../quantizable/prepare-graph.ts";
 import { type Profile, pointEncoding, readProfile } from "../records/profile.ts";
 import { readTrajectory } from "../records/trajectory.ts";
+import { type TargetName, targetNamed } from "../targets/index.ts";
+import type { Target } from "../targets/target.ts";
 import { ownZeroPoints } from "./own-zero-points.ts";
 import { buildQuantizedGraph } from "./quantized-graph.ts";
 
@@ -56,8 +58,8 @@ export interface CompileOptions {
   /** Folder to write; a bundle there is replaced. */
   out: string;
   /** What the profile was made for: another target needs another profile. */
-  target: "cpu" | "npu";
-  /** Rank that an npu's graph takes; default: the profile's. */
+  target: TargetName;
+  /** Rank that the graph takes, where the target's is fixed; default: the profile's. */
   rank?: number;
   /** Folder with distilled factors: they replace the exposed folder's of the same names, and are not aligned again. */
   adapters?: string;
@@ -91,8 +93,8 @@ export async function compileBundle(options: CompileOptions): Promise<CompileRes
   const profile = await readProfile(options.profile);
   const { component, slots, file } = await denoiserSlots(exposed);
   await checkProfile(profile, options, component);
-  const rank: SlotsFile["rank"] =
-    options.target === "npu" ? { kind: "fixed", rank: fixedRank(options, profile, file) } : file.rank;
+  const target = targetNamed(options.target);
+  const rank = target.hasFixedRank ? fixedRank(options, profile, file) : null;
 
   const temporary = temporaryFolder(out);
   await rm(temporary, { recursive: true, force: true });
@@ -111,7 +113,8 @@ export async function compileBundle(options: CompileOptions): Promise<CompileRes
       weightBits: policy.weightBits,
       weightMethod: policy.weightMethod,
       narrowLayers: new Set(profile.narrowLayers),
-      target: rank.kind === "fixed" && options.target === "npu" ? { kind: "npu", rank: rank.rank } : { kind: "cpu" },
+      target,
+      rank,
     });
     onProgress?.("compiling the graph", 1, 3);
     signal?.throwIfAborted();
@@ -126,7 +129,7 @@ export async function compileBundle(options: CompileOptions): Promise<CompileRes
     const elementType = policy.adapterBits === 8 ? "int8" : "int16";
     const bundleSlots: SlotsFile = {
       ...file,
-      rank,
+      rank: rank === null ? file.rank : { kind: "fixed", rank },
       components: { ...file.components, [component]: { ...slots, elementType } },
     };
     await writeJson(join(temporary, bundleFiles.slots), bundleSlots);
@@ -150,7 +153,11 @@ export async function compileBundle(options: CompileOptions): Promise<CompileRes
     const manifest: BundleManifest = {
       format: "quad-bundle",
       version: 1,
-      target: rank.kind === "fixed" && options.target === "npu" ? { kind: "npu", rank: rank.rank } : { kind: "cpu" },
+      target: {
+        kind: target.name,
+        ...(rank === null ? {} : { rank }),
+        operators: usedOperators(model, target),
+      },
       component,
       ...identity,
       ...(base ? { base } : {}),
@@ -212,6 +219,12 @@ async function simplify(model: Model): Promise<void> {
   const keep = new Set(["QuantizeLinear", "DequantizeLinear"]);
   await runPasses(model, [identityRemoval, deadCodeElimination, constantFolding({ keep }), commonSubexpressions]);
   ownZeroPoints(model);
+}
+
+/** Those of the target's operators that the graph has, sorted. */
+function usedOperators({ graph }: Model, { operators }: Target): string[] {
+  const used = new Set([...graph.nodes].map(({ operator }) => operator));
+  return operators.filter((operator) => used.has(operator)).sort();
 }
 
 async function fileHashes(model: string): Promise<string[]> {

@@ -20,8 +20,9 @@ import {
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { findLayers } from "../layers/find-layers.ts";
 import { simulationSettings } from "../model/open-with-graph.ts";
+import { layerInputPoint } from "../quantizable/points.ts";
+import { weightAxis } from "../quantizable/weights.ts";
 import { fakeQuantize, weightEncoding } from "../quantization/index.ts";
-import { weightAxis } from "../simulate/simulation-graph.ts";
 import { buildQuantizedGraph } from "./quantized-graph.ts";
 import {
   adapterFeeds,
@@ -164,7 +165,7 @@ describe("cpu", () => {
       // Sums in float32 here, in integers there.
       let allowed = 2e-6 * peakOf(expected);
       if (!isNarrow) {
-        const step = encodings.get(`${layer.name}#0`)!.scale[0];
+        const step = encodings.get(layerInputPoint(layer.name, 0))!.scale[0];
         // Splitting into bytes rounds in float32: an input that lies between two codes may get the other one.
         const oneStep = 2 * step * peakOf(layer.weight!.initializer!.toFloat32());
         const reach = largestColumn(layer.weight!, layer.axis, weightBits);

@@ -9,6 +9,7 @@ import type { Evaluation, VariantInfo } from "../records/evaluation.ts";
 import { readObservations } from "../records/observations.ts";
 import { readProfile } from "../records/profile.ts";
 import type { BuildConfig } from "../settings/config.ts";
+import { strictestTarget } from "../targets/index.ts";
 import type { HashCache } from "../work/hash-tree.ts";
 import type { Drawer } from "./pictures.ts";
 import { exposeCached } from "./reference.ts";
@@ -181,7 +182,7 @@ function alternatives(simulations: Simulations, isInTable: boolean): Variant[] {
       drawer: simulations.drawer({
         identity: "all8",
         isObserved: true,
-        placement: "npu",
+        placement: strictestTarget,
         scales: "shared",
         encodings: (points) => simulations.encodingsOf(points, simulations.members, new Set(), everything),
       }),

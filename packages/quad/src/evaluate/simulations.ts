@@ -11,14 +11,15 @@ import { openSafetensors } from "../files/safetensors.ts";
 import { componentFile } from "../model/model-folder.ts";
 import { denoiserSlots } from "../model/slots.ts";
 import { chooseEncodings, widthsOf } from "../profile/activation-encodings.ts";
+import { layerInputPoints, type QuantizationPoint, withoutPlace } from "../quantizable/points.ts";
 import { prepareGraph } from "../quantizable/prepare-graph.ts";
-import { findQuantizable, movedFrom } from "../quantizable/quantizable.ts";
+import { findQuantizable } from "../quantizable/quantizable.ts";
 import type { Encoding } from "../quantization/index.ts";
 import type { Observations } from "../records/observations.ts";
 import { type Profile, pointEncoding } from "../records/profile.ts";
 import type { Policy } from "../settings/policy.ts";
 import { SimulatedPipeline } from "../simulate/simulated-pipeline.ts";
-import type { Placement, QuantizationPoint } from "../simulate/simulation-graph.ts";
+import type { Placement } from "../simulate/simulation-graph.ts";
 import { adaptersOf } from "./cases.ts";
 import type { Drawer, OpenedDrawer } from "./pictures.ts";
 
@@ -113,14 +114,7 @@ export class Simulations {
   /** The points at layers' inputs, and which observed values they hold. */
   layerInputs(): QuantizationPoint[] {
     const { layers } = findQuantizable(cloneModel(this.#prepared), this.slots);
-    return layers.flatMap(({ name, activations }) =>
-      activations.map(({ node, index }, position) => ({
-        name: `${name}#${position}`,
-        kind: "layer-input" as const,
-        observed: movedFrom(node.input(index)).name,
-        layer: name,
-      })),
-    );
+    return layerInputPoints(layers).map(withoutPlace);
   }
 
   /** The profile's own encodings. */

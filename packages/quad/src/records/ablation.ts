@@ -3,6 +3,7 @@ import { readFile } from "node:fs/promises";
 import { z } from "zod";
 import { writeFileAtomically } from "../files/atomic.ts";
 import { parseJsonFile } from "../model/model-folder.ts";
+import { targetNames } from "../targets/index.ts";
 
 const figuresSchema = z.strictObject({
   pictures: z.int().positive(),
@@ -41,7 +42,7 @@ export type AblationRow = z.infer<typeof rowSchema>;
 const ablationSchema = z.strictObject({
   format: z.literal("quad-ablation"),
   version: z.literal(1, { error: "unknown version: this program reads version 1" }),
-  placement: z.enum(["npu", "cpu"]),
+  placement: z.enum(targetNames),
   /** Held-out pictures per task. */
   pictures: z.int().positive(),
   /** The task whose ranges the rows with `profile: anchor` share. */
