@@ -12,9 +12,9 @@ import { findFeatureBlocks } from "../packages/quad/src/distill/feature-blocks.t
 import { FeatureTeacher } from "../packages/quad/src/distill/feature-teacher.ts";
 import { buildStudent, distillNames, type StudentOptions } from "../packages/quad/src/distill/student-graph.ts";
 import { teacherBatches } from "../packages/quad/src/distill/teacher-batches.ts";
-import { encodeAdapter } from "../packages/quad/src/factors/adapter-encodings.ts";
-import { loadFactors } from "../packages/quad/src/factors/exposed-adapters.ts";
-import { componentFile } from "../packages/quad/src/model/model-folder.ts";
+import { encodeAdapter } from "../packages/quad/src/factors/encode-factors.ts";
+import { loadFactors } from "../packages/quad/src/factors/load-factors.ts";
+import { componentFile } from "../packages/quad/src/model/graph-files.ts";
 import { denoiserSlots } from "../packages/quad/src/model/slots.ts";
 import { buildProfile } from "../packages/quad/src/profile/build-profile.ts";
 import { prepareGraph } from "../packages/quad/src/quantizable/prepare-graph.ts";

@@ -20,9 +20,9 @@ import { alignBatches, observeTasks } from "../packages/quad/src/calibrate/calib
 import { factorInputs, packFactors, unpackFactors } from "../packages/quad/src/distill/factor-codes.ts";
 import { buildStudent, distillNames } from "../packages/quad/src/distill/student-graph.ts";
 import { teacherBatches } from "../packages/quad/src/distill/teacher-batches.ts";
-import { encodeAdapter } from "../packages/quad/src/factors/adapter-encodings.ts";
-import { loadFactors } from "../packages/quad/src/factors/exposed-adapters.ts";
-import { componentFile } from "../packages/quad/src/model/model-folder.ts";
+import { encodeAdapter } from "../packages/quad/src/factors/encode-factors.ts";
+import { loadFactors } from "../packages/quad/src/factors/load-factors.ts";
+import { componentFile } from "../packages/quad/src/model/graph-files.ts";
 import { denoiserSlots } from "../packages/quad/src/model/slots.ts";
 import { buildProfile } from "../packages/quad/src/profile/build-profile.ts";
 import { prepareGraph } from "../packages/quad/src/quantizable/prepare-graph.ts";

@@ -12,6 +12,7 @@ import { distillSchema } from "../packages/quad/src/settings/distill.ts";
 import { policySchema } from "../packages/quad/src/settings/policy.ts";
 import { tuneSchema } from "../packages/quad/src/settings/tune.ts";
 import { adapterRecordSchema, manifestSchema } from "../packages/runtime/src/manifest.ts";
+import { signatureSchema } from "../packages/runtime/src/signature.ts";
 import { findLinks, findSnippets, headingFragments, type Snippet } from "./helpers/markdown.ts";
 import { temporaryFolder } from "./helpers/models.ts";
 import { runInChromium } from "./helpers/snippet-page.ts";
@@ -34,6 +35,7 @@ const readers: Record<string, (path: string) => Promise<unknown>> = {
   "quad-tasks": bySchema(tasksFileSchema),
   "quad-bundle": bySchema(manifestSchema),
   "quad-bundle-adapter": bySchema(adapterRecordSchema),
+  "quad-signature": bySchema(signatureSchema),
   "quad-profile": readProfile,
   "quad-ablation": readAblation,
   "quad-training-curve": async (path) => JSON.parse(readFileSync(path, "utf8")),

@@ -2,7 +2,7 @@ import { join } from "node:path";
 import { loadModel } from "@quad-lora/onnx";
 import { evaluate, openSafetensors, writeProfile } from "quad-lora";
 import { describe, expect, test } from "vitest";
-import { graphIdentity } from "../packages/quad/src/factors/exposed-adapters.ts";
+import { graphIdentity } from "../packages/quad/src/model/graph-files.ts";
 import { denoiserSlots } from "../packages/quad/src/model/slots.ts";
 import { prepareGraph } from "../packages/quad/src/quantizable/prepare-graph.ts";
 import { findAll } from "../packages/quad/src/report/findings.ts";

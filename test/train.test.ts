@@ -9,7 +9,7 @@ import { checkModel, loadModel, type Model } from "@quad-lora/onnx";
 import { expose, findLayers, importAdapter, openFolder, toModule } from "quad-lora";
 import sharp from "sharp";
 import { beforeAll, describe, expect, test } from "vitest";
-import { graphIdentity } from "../packages/quad/src/factors/exposed-adapters.ts";
+import { graphIdentity } from "../packages/quad/src/model/graph-files.ts";
 import { denoiserSlots } from "../packages/quad/src/model/slots.ts";
 import { prepareGraph } from "../packages/quad/src/quantizable/prepare-graph.ts";
 import { writeProfile } from "../packages/quad/src/records/profile.ts";

@@ -12,7 +12,7 @@ import {
 } from "quad-lora";
 import { beforeAll, describe, expect, test } from "vitest";
 import { observeTasks } from "../packages/quad/src/calibrate/calibrate.ts";
-import { componentFile } from "../packages/quad/src/model/model-folder.ts";
+import { componentFile } from "../packages/quad/src/model/graph-files.ts";
 import { denoiserSlots } from "../packages/quad/src/model/slots.ts";
 import { buildProfile } from "../packages/quad/src/profile/build-profile.ts";
 import { prepareGraph } from "../packages/quad/src/quantizable/prepare-graph.ts";

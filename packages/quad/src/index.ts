@@ -3,6 +3,7 @@ export * from "./ablation/index.ts";
 export * from "./adapters/index.ts";
 export { type AddOptions, addToBundle } from "./bundle/add.ts";
 export { type BundleSummary, bundleEncodings, showBundle } from "./bundle/show.ts";
+export { signBundle } from "./bundle/sign.ts";
 export { type StorageRow, type StorageSizes, storageSizes, storageTable } from "./bundle/storage.ts";
 export { verifyBundle } from "./bundle/verify.ts";
 export { observeTasks, recordTask } from "./calibrate/calibrate.ts";

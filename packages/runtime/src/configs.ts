@@ -77,13 +77,17 @@ export const unetConfigSchema = z.looseObject({
   sample_size: z.union([z.int().positive(), z.tuple([z.int().positive(), z.int().positive()])]).optional(),
 });
 
-/** What the runtime needs of diffusers' `AutoencoderKL` configuration. */
+/** What the runtime needs of the configuration of diffusers' `AutoencoderKL` or `AutoencoderDC`. */
 export const vaeConfigSchema = z.looseObject({
-  /** Latents are multiplied by it after encoding; 0.18215 in Stable Diffusion 1 and 2. */
+  /** Latents are `(encoding - shift_factor) * scaling_factor`; 0.18215 in Stable Diffusion 1 and 2. */
   scaling_factor: z.number().positive().default(0.18215),
+  /** 0 but for the autoencoders of flow matching. */
+  shift_factor: z.number().nullish(),
   latent_channels: z.int().positive().default(4),
   /** One entry per resolution: pixels per latent = 2^(length - 1). */
-  block_out_channels: z.array(z.number()).min(1).default([128, 256, 512, 512]),
+  block_out_channels: z.array(z.number()).min(1).optional(),
+  /** The same in `AutoencoderDC`. */
+  encoder_block_out_channels: z.array(z.number()).min(1).optional(),
 });
 export type VaeConfig = z.infer<typeof vaeConfigSchema>;
 
@@ -94,7 +98,7 @@ const tokenSchema = z
 /** What the runtime needs of `tokenizer_config.json`. */
 export const tokenizerConfigSchema = z.looseObject({
   /** Tokens per prompt; absurdly large numbers mean "not set". */
-  model_max_length: z.number().positive().optional(),
+  model_max_length: z.number().min(1).transform(Math.floor).optional(),
   pad_token: tokenSchema.nullish(),
   eos_token: tokenSchema.nullish(),
   bos_token: tokenSchema.nullish(),

@@ -66,10 +66,12 @@ function graphFromProto(proto: GraphProto, outer: Scope, options: ReadOptions): 
     define(value, "graph input");
     graph.inputs.push(value);
   }
+  const inputs = new Map(graph.inputs.map((input) => [input.name, input]));
   for (const tensorProto of proto.initializer) {
     const tensor = tensorFromProto(tensorProto, options);
     // Once it has its default, a second initializer of that name is a duplicate like any other.
-    const defaultOf = graph.inputs.find(({ name, initializer }) => name === tensorProto.name && !initializer);
+    const input = inputs.get(tensorProto.name);
+    const defaultOf = input?.initializer ? undefined : input;
     const value =
       defaultOf ?? new Value(tensorProto.name, { kind: "tensor", dataType: tensor.dataType, shape: tensor.dims });
     value.initializer = tensor;

@@ -1,6 +1,6 @@
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
-import { readAdapterFile } from "../factors/adapter-file.ts";
+import { readFactorFile, sourceKey } from "../factors/factor-file.ts";
 import type { AdapterTensors } from "./encode-adapter.ts";
 
 /** Full-precision factors that a bundle's adapter is made from. */
@@ -22,8 +22,8 @@ export async function loadAdapters(
   const adapters = new Map<string, AdapterSource>();
   for (const name of [...new Set([...(await list(own)), ...trained])].sort()) {
     const isTrained = trained.has(name);
-    const { tensors, rank, metadata } = await readAdapterFile(join(isTrained ? distilled! : own, name));
-    const source = metadata["quad.source"] ?? name;
+    const { tensors, rank, metadata } = await readFactorFile(join(isTrained ? distilled! : own, name));
+    const source = metadata[sourceKey] ?? name;
     adapters.set(name.slice(0, -suffix.length), { tensors, rank, source, align: !isTrained });
   }
   return adapters;

@@ -1,5 +1,4 @@
 import { existsSync } from "node:fs";
-import { readFile } from "node:fs/promises";
 import { basename, join, resolve } from "node:path";
 import { InputError } from "@quad-lora/base";
 import { type AdapterRecord, type SlotsFile, type Task, tasksFileSchema } from "@quad-lora/runtime";
@@ -9,7 +8,7 @@ import { recordTrajectory } from "../calibrate/record-trajectory.ts";
 import { distillNew } from "../distill/distill-new.ts";
 import { type BoundAdapter, bindAdapter } from "../factors/bind-adapter.ts";
 import { slotModules } from "../factors/slot-modules.ts";
-import { parseJsonFile } from "../model/model-folder.ts";
+import { readRecord } from "../files/json.ts";
 import { defaultSize } from "../model/picture-size.ts";
 import type { TaskCase, Trajectory } from "../records/trajectory.ts";
 import type { DistillSettings } from "../settings/distill.ts";
@@ -151,7 +150,7 @@ function refuseLargeRank({ source, report }: ImportedAdapter, { rank }: SlotsFil
 
 async function taskOf({ name, task = {} }: AddOptions, bundle: string): Promise<Task> {
   const path = join(bundle, bundleFiles.tasks);
-  const tasks = existsSync(path) ? parseJsonFile(path, await readFile(path, "utf8"), tasksFileSchema).tasks : {};
+  const tasks = existsSync(path) ? (await readRecord(path, tasksFileSchema)).tasks : {};
   const { guidance, steps } = tasks.base ?? {};
   return {
     adapter: name,

@@ -1,5 +1,5 @@
 import { join, resolve } from "node:path";
-import type { AdapterRecord, BundleManifest, BundleQuality } from "@quad-lora/runtime";
+import { type AdapterRecord, adapterRecordText, type BundleManifest, type BundleQuality } from "@quad-lora/runtime";
 import { writeFileAtomically } from "../files/atomic.ts";
 import { openFolder } from "../model/open-folder.ts";
 import { readSlots } from "../model/slots.ts";
@@ -54,6 +54,6 @@ export async function writeEncoded({ bundle }: FrozenBundle, { files, record }: 
   const folder = join(bundle, bundleFiles.adapters);
   for (const [file, bytes] of files) await writeFileAtomically(join(folder, file), bytes);
   // The record comes last: without it a new adapter is not there.
-  await writeFileAtomically(join(folder, `${record.name}.json`), `${JSON.stringify(record, null, 1)}\n`);
+  await writeFileAtomically(join(folder, `${record.name}.json`), await adapterRecordText(record));
   return record;
 }

@@ -1,16 +1,15 @@
 import { existsSync } from "node:fs";
-import { readdir, readFile, rename, rm, stat } from "node:fs/promises";
+import { readdir, rename, rm, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
-import { InputError } from "@quad-lora/base";
 import {
   type AdapterRecord,
-  adapterRecordSchema,
   type BundleManifest,
   type FileRecord,
-  manifestSchema,
+  parseAdapterRecord,
+  parseManifest,
 } from "@quad-lora/runtime";
 import { hashFile } from "../files/hash.ts";
-import { parseJsonFile } from "../model/model-folder.ts";
+import { readText } from "../files/json.ts";
 
 /** Files of a bundle by what they are for. */
 export const bundleFiles = {
@@ -25,17 +24,8 @@ export const bundleFiles = {
 /** @throws InputError if the folder is not a bundle of this version */
 export async function readManifest(bundle: string): Promise<BundleManifest> {
   const file = join(bundle, bundleFiles.manifest);
-  let text: string;
-  try {
-    text = await readFile(file, "utf8");
-  } catch {
-    throw new InputError({
-      what: "there is no manifest.json",
-      file: bundle,
-      expected: "a bundle written by quad build or quad compile",
-    });
-  }
-  return parseJsonFile(file, text, manifestSchema);
+  const text = await readText(file, "a bundle written by quad build or quad compile");
+  return parseManifest(text, file);
 }
 
 /** The records of a bundle's adapters, sorted by name. */
@@ -45,7 +35,7 @@ export async function readRecords(bundle: string): Promise<AdapterRecord[]> {
   return Promise.all(
     names.map(async (name) => {
       const file = join(folder, name);
-      return parseJsonFile(file, await readFile(file, "utf8"), adapterRecordSchema);
+      return parseAdapterRecord(await readText(file), file, name.slice(0, -".json".length));
     }),
   );
 }
@@ -71,18 +61,6 @@ async function listFiles(folder: string, prefix = ""): Promise<string[]> {
     else files.push(path);
   }
   return files;
-}
-
-/** Overwriting is for bundles; anything else stays. */
-export async function refuseForeignFolder(out: string): Promise<void> {
-  if (!existsSync(out)) return;
-  const entries = await readdir(out).catch(() => ["a file"]);
-  if (entries.length === 0 || existsSync(join(out, bundleFiles.manifest))) return;
-  throw new InputError({
-    what: "exists and is not a bundle",
-    file: out,
-    fix: "Choose another --out, or remove it first.",
-  });
 }
 
 /** Name of the folder in which `out` is prepared; what a killed run left there is to be removed first. */

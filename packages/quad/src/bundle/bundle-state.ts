@@ -1,8 +1,8 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { z } from "zod";
-import { writeFileAtomically } from "../files/atomic.ts";
 import { hashFile } from "../files/hash.ts";
+import { writeRecord } from "../files/json.ts";
 import { bundleFiles, readManifest, readRecords } from "./bundle-folder.ts";
 import { verifyFile } from "./verify.ts";
 
@@ -17,7 +17,7 @@ const noteFile = "bundle.json";
 /** Writes down, in a folder elsewhere, what a bundle consists of: adapters that come later do not belong to it. */
 export async function noteBundle(folder: string, bundle: string, adapters: readonly string[]): Promise<void> {
   const note = await describeBundle(bundle, adapters);
-  await writeFileAtomically(join(folder, noteFile), `${JSON.stringify(note, null, 1)}\n`);
+  await writeRecord(join(folder, noteFile), note);
 }
 
 /** Whether a bundle is there and is, to the byte, the one that was noted. */

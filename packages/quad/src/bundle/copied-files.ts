@@ -1,16 +1,16 @@
 import { existsSync } from "node:fs";
-import { constants, cp, readFile } from "node:fs/promises";
-import { basename, dirname, join } from "node:path";
+import { constants, cp } from "node:fs/promises";
+import { basename, join } from "node:path";
 import { tasksFileSchema } from "@quad-lora/runtime";
-import { writeFileAtomically } from "../files/atomic.ts";
-import { componentFile, openModelFolder, parseJsonFile } from "../model/model-folder.ts";
+import { readRecord, writeRecord } from "../files/json.ts";
+import { possibleGraphFiles } from "../model/graph-files.ts";
+import { openModelFolder } from "../model/model-folder.ts";
 import { bundleFiles } from "./bundle-folder.ts";
 
 /** Everything but the denoiser's graph, its slots and the adapters. */
 export async function copyRest(exposed: string, component: string, target: string): Promise<void> {
   const { entries } = await openModelFolder(exposed);
-  const graph = componentFile(exposed, component);
-  const replaced = new Set([graph, `${graph}_data`, `${graph}.data`, join(dirname(graph), "weights.pb")]);
+  const replaced = new Set(possibleGraphFiles(exposed, component));
   for (const entry of entries) {
     await cp(join(exposed, entry), join(target, entry), {
       recursive: true,
@@ -27,10 +27,10 @@ export async function copyRest(exposed: string, component: string, target: strin
 export async function keepTasks(folder: string, adapters: readonly string[]): Promise<void> {
   const path = join(folder, bundleFiles.tasks);
   if (!existsSync(path)) return;
-  const file = parseJsonFile(path, await readFile(path, "utf8"), tasksFileSchema);
+  const file = await readRecord(path, tasksFileSchema);
   const tasks = Object.entries(file.tasks).filter(([, { adapter }]) => {
     const needed = typeof adapter === "string" ? [adapter] : Object.keys(adapter ?? {});
     return needed.every((name) => adapters.includes(name));
   });
-  await writeFileAtomically(path, `${JSON.stringify({ ...file, tasks: Object.fromEntries(tasks) }, null, 1)}\n`);
+  await writeRecord(path, { ...file, tasks: Object.fromEntries(tasks) });
 }

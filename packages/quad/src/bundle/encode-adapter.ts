@@ -1,5 +1,6 @@
 import { basename } from "node:path";
 import { type SafetensorsInput, serializeSafetensors } from "@quad-lora/base";
+import { elementCount } from "@quad-lora/onnx";
 import {
   type AdapterRecord,
   adapterMetadata,
@@ -10,9 +11,11 @@ import {
   writeOnnxAdapter,
 } from "@quad-lora/runtime";
 import { squaredProductNorm, toRows } from "../alignment/rows.ts";
-import { type AdapterFactors, encodeAdapter, factorsOf, type SlotFit } from "../factors/adapter-encodings.ts";
+import { type AdapterFactors, encodeAdapter, factorsOf, type SlotFit } from "../factors/encode-factors.ts";
+import { factorMetadata, sourceKey } from "../factors/factor-file.ts";
+import { otherFactors } from "../factors/other-factors.ts";
+import { factorDims, padRank, slotInputs } from "../factors/slot-layout.ts";
 import { hashBytes } from "../files/hash.ts";
-import { factorDims, slotInputs } from "../model/slots.ts";
 import type { Profile } from "../records/profile.ts";
 
 /** An adapter in an exposed graph's layouts, in full precision. */
@@ -70,13 +73,13 @@ export async function encodeForBundle(
     if (padded.fit.alignmentError < 0.9 * encoded.fit.alignmentError) encoded = padded;
   }
   const { rank, fit } = encoded;
-  const tensors = [...encoded.codes, ...otherTensors(slots, profile.component, adapter.tensors, adapter.rank, rank)];
+  const tensors = [...encoded.codes, ...otherFactors(slots, profile.component, adapter, rank)];
   const source = basename(adapter.source);
   const metadata = {
-    [adapterMetadata.rank]: String(rank),
+    ...factorMetadata(rank),
     [adapterMetadata.graph]: identity.graph,
     [adapterMetadata.profile]: identity.profile,
-    "quad.source": source,
+    [sourceKey]: source,
   };
   const files = new Map<string, Uint8Array>([
     [`${name}.safetensors`, serializeSafetensors(tensors, metadata)],
@@ -84,7 +87,7 @@ export async function encodeForBundle(
   ]);
   const record: AdapterRecord = {
     format: "quad-bundle-adapter",
-    version: 1,
+    version: 2,
     name,
     source,
     ...identity,
@@ -146,27 +149,6 @@ function summarizeFit(fit: readonly SlotFit[], factors: AdapterFactors): Adapter
   };
 }
 
-/** Factors of components that stay in full precision, padded to the adapter's rank. */
-function otherTensors(
-  { components }: SlotsFile,
-  denoiser: string,
-  tensors: ReadonlyMap<string, Float32Array>,
-  ownRank: number,
-  rank: number,
-): SafetensorsInput[] {
-  const result: SafetensorsInput[] = [];
-  for (const [component, { slots }] of Object.entries(components)) {
-    if (component === denoiser) continue;
-    for (const [name, shape] of slotInputs(slots)) {
-      const values = tensors.get(name);
-      if (!values) continue;
-      const data = padRank(values, factorDims(shape, ownRank), shape.indexOf("rank"), rank);
-      result.push({ name, dtype: "F32", shape: factorDims(shape, rank), data });
-    }
-  }
-  return result;
-}
-
 /**
  * For ONNX Runtime's own adapter interface: everything that a run needs beyond the model's usual inputs, so strengths of 1,
  * and zeros for slots that the adapter leaves out. At the graph's rank where that is fixed.
@@ -188,31 +170,12 @@ function toOnnxAdapter(
     for (const [name, shape] of slotInputs(list)) {
       const dims = factorDims(shape, rank);
       const values = given.get(name)?.data as Float32Array | Int8Array | Int16Array | undefined;
-      const data = values
-        ? padRank(values, factorDims(shape, ownRank), shape.indexOf("rank"), rank)
-        : new arrays[dataType](dims.reduce((product, size) => product * size, 1));
+      const data = values ? padRank(values, shape, ownRank, rank) : new arrays[dataType](elementCount(dims));
       parameters.push({ name, dataType, dims, data: bytesOf(data) });
     }
   }
   // ONNX Runtime's formats have a number for the model: the graph's hash as far as it fits.
   return { adapterVersion: 1, modelVersion: Number.parseInt(identity.graph.slice(0, 7), 16), parameters };
-}
-
-/** Fills one axis up with zeros. */
-function padRank<Values extends Float32Array | Int8Array | Int16Array>(
-  values: Values,
-  dims: readonly number[],
-  axis: number,
-  size: number,
-): Values {
-  if (dims[axis] === size) return values;
-  const inner = dims.slice(axis + 1).reduce((product, dim) => product * dim, 1);
-  const rows = values.length / (inner * dims[axis]);
-  const result = new (values.constructor as new (length: number) => Values)(rows * size * inner);
-  for (let row = 0; row < rows; row++) {
-    result.set(values.subarray(row * dims[axis] * inner, (row + 1) * dims[axis] * inner), row * size * inner);
-  }
-  return result;
 }
 
 function bytesOf({ buffer, byteOffset, byteLength }: ArrayBufferView): Uint8Array {

@@ -9,6 +9,7 @@ import { importAdapter } from "../adapters/import.ts";
 import { inspectModel } from "../expose/expose.ts";
 import { exposeGraph } from "../expose/expose-graph.ts";
 import { bindAdapter } from "../factors/bind-adapter.ts";
+import { factorMetadata } from "../factors/factor-file.ts";
 import { slotModules } from "../factors/slot-modules.ts";
 import { folderFiles } from "../files/folder-files.ts";
 import { openModelFolder } from "../model/model-folder.ts";
@@ -71,5 +72,5 @@ async function openPlain(path: string, name: string, adapter: string): Promise<P
 
 function factorFile(layers: Parameters<typeof bindAdapter>[0], components: SlotsFile["components"]): Uint8Array {
   const { rank, tensors } = bindAdapter(layers, components);
-  return serializeSafetensors(tensors, { "quad.rank": String(rank) });
+  return serializeSafetensors(tensors, factorMetadata(rank));
 }

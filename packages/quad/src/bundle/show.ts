@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { loadModel } from "@quad-lora/onnx";
 import type { AdapterRecord, BundleManifest, SlotsFile } from "@quad-lora/runtime";
 import { type AimetVersion, readAimet, writeAimet } from "../encodings-files/index.ts";
-import { componentFile } from "../model/model-folder.ts";
+import { componentFile } from "../model/graph-files.ts";
 import { readSlots } from "../model/slots.ts";
 import { type Profile, readProfile } from "../records/profile.ts";
 import { bundleFiles, readManifest, readRecords } from "./bundle-folder.ts";

@@ -1,5 +1,4 @@
-import { stat } from "node:fs/promises";
-import { componentFile } from "../model/model-folder.ts";
+import { graphBytes } from "../model/graph-files.ts";
 import { readManifest, readRecords } from "./bundle-folder.ts";
 
 /** Sizes that storage depends on, bytes. */
@@ -57,10 +56,4 @@ export async function storageSizes(bundle: string, model: string): Promise<Stora
     adapter: sizes.length > 0 ? sizes.reduce((a, b) => a + b, 0) / sizes.length : 0,
     shared,
   };
-}
-
-async function graphBytes(folder: string, component: string): Promise<number> {
-  const path = componentFile(folder, component);
-  const data = await stat(`${path}_data`).catch(() => ({ size: 0 }));
-  return (await stat(path)).size + data.size;
 }

@@ -1,10 +1,8 @@
 import { InputError } from "@quad-lora/base";
-import { loadModel } from "@quad-lora/onnx";
 import type { Pipeline } from "@quad-lora/runtime";
-import { componentFile } from "../model/model-folder.ts";
+import { ExposedModel } from "../exposed/exposed-model.ts";
 import { openFolder } from "../model/open-folder.ts";
-import { denoiserSlots } from "../model/slots.ts";
-import { type DenoiserShape, prepareGraph } from "../quantizable/prepare-graph.ts";
+import type { DenoiserShape } from "../quantizable/prepare-graph.ts";
 import { findQuantizable } from "../quantizable/quantizable.ts";
 import { type Observations, writeObservations } from "../records/observations.ts";
 import {
@@ -53,13 +51,12 @@ export async function observeTasks(
   file: string,
   options: CalibrateOptions & Partial<typeof defaultObserveOptions> = {},
 ): Promise<Observations> {
-  const { component, slots } = await denoiserSlots(exposed);
+  const model = await ExposedModel.open(exposed);
   const trajectories = alignBatches(await Promise.all(trajectoryFiles.map(readTrajectory)));
-  const shape = shapeOf(trajectories);
-  const prepared = await prepareGraph(loadModel(componentFile(exposed, component)), slots, shape);
-  const { activations, phases } = findQuantizable(prepared, slots);
+  const prepared = await model.prepare(shapeOf(trajectories));
+  const { activations, phases } = findQuantizable(prepared, model.slots);
   const names = [...activations, ...phases].map(({ name }) => name);
-  const observations = await observe(exposed, component, prepared, names, trajectories, {
+  const observations = await observe(exposed, model.component, prepared, names, trajectories, {
     ...defaultObserveOptions,
     ...options,
   });

@@ -1,7 +1,8 @@
 import { InputError } from "@quad-lora/base";
 import { type Model, tensorType, type Value } from "@quad-lora/onnx";
 import type { SlotsFile } from "@quad-lora/runtime";
-import { factorEncoding } from "../factors/adapter-encodings.ts";
+import { factorEncoding } from "../factors/encode-factors.ts";
+import { type FactorShape, factorDims } from "../factors/slot-layout.ts";
 import type { CodeNodes } from "../quantizable/code-nodes.ts";
 
 export interface AdapterInputOptions {
@@ -25,8 +26,7 @@ export function quantizeAdapterInputs(
 ): void {
   const inputs = new Map(model.graph.inputs.map((input) => [input.name, input]));
   if (rank !== null) dropSpareRanks(model);
-  const concrete = (shape: readonly (number | "rank")[]) =>
-    shape.map((dim) => (dim === "rank" && rank !== null ? rank : dim));
+  const concrete = (shape: FactorShape) => (rank === null ? shape : factorDims(shape, rank));
   for (const slot of slots.slots) {
     const scale = scales.get(slot.name);
     if (!scale) {

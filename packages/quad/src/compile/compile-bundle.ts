@@ -8,16 +8,15 @@ import {
   constantFolding,
   deadCodeElimination,
   identityRemoval,
-  loadModel,
   type Model,
   runPasses,
   saveModel,
 } from "@quad-lora/onnx";
 import {
   type AdapterRecord,
+  adapterRecordText,
   type BundleManifest,
   type BundleQuality,
-  graphHash,
   type SlotsFile,
 } from "@quad-lora/runtime";
 import { type AdapterSource, loadAdapters } from "../bundle/adapter-sources.ts";
@@ -26,7 +25,6 @@ import {
   readManifest,
   readRecords,
   recordFiles,
-  refuseForeignFolder,
   replaceFolder,
   temporaryFolder,
 } from "../bundle/bundle-folder.ts";
@@ -34,14 +32,14 @@ import { copyRest, keepTasks } from "../bundle/copied-files.ts";
 import { type EncodingFrame, encodeForBundle } from "../bundle/encode-adapter.ts";
 import { measureQuality } from "../bundle/quality.ts";
 import { writeAimet } from "../encodings-files/index.ts";
-import { graphIdentity } from "../factors/exposed-adapters.ts";
+import { ExposedModel } from "../exposed/exposed-model.ts";
 import { writeFileAtomically } from "../files/atomic.ts";
 import { hashFile } from "../files/hash.ts";
-import { componentFile } from "../model/model-folder.ts";
+import { writeRecord } from "../files/json.ts";
+import { refuseForeignFolder } from "../files/overwrite.ts";
+import { componentFile, graphIdentity } from "../model/graph-files.ts";
 import { openFolder } from "../model/open-folder.ts";
-import { denoiserSlots } from "../model/slots.ts";
 import { aimetEncodings } from "../profile/export-encodings.ts";
-import { prepareGraph } from "../quantizable/prepare-graph.ts";
 import { type Profile, pointEncoding, readProfile } from "../records/profile.ts";
 import { readTrajectory } from "../records/trajectory.ts";
 import { type TargetName, targetNamed } from "../targets/index.ts";
@@ -89,10 +87,11 @@ export async function compileBundle(options: CompileOptions): Promise<CompileRes
   const { signal, onProgress } = options;
   const exposed = resolve(options.exposed);
   const out = resolve(options.out);
-  await refuseForeignFolder(out);
+  await refuseForeignFolder(out, bundleFiles.manifest, "exists and is not a bundle");
   const profile = await readProfile(options.profile);
-  const { component, slots, file } = await denoiserSlots(exposed);
-  await checkProfile(profile, options, component);
+  const source = await ExposedModel.open(exposed);
+  const { component, slots, slotsFile: file } = source;
+  await refuseProfile(profile, options, source);
   const target = targetNamed(options.target);
   const rank = target.hasFixedRank ? fixedRank(options, profile, file) : null;
 
@@ -101,7 +100,7 @@ export async function compileBundle(options: CompileOptions): Promise<CompileRes
   await mkdir(temporary, { recursive: true });
   try {
     onProgress?.("compiling the graph", 0, 3);
-    const prepared = await prepareGraph(loadModel(componentFile(exposed, component)), slots, profile.shape);
+    const prepared = await source.prepare(profile.shape);
     signal?.throwIfAborted();
     const encodings = aimetEncodings(prepared, slots, profile);
     const points = new Map(Object.entries(profile.points).map(([name, point]) => [name, pointEncoding(point)]));
@@ -132,14 +131,14 @@ export async function compileBundle(options: CompileOptions): Promise<CompileRes
       rank: rank === null ? file.rank : { kind: "fixed", rank },
       components: { ...file.components, [component]: { ...slots, elementType } },
     };
-    await writeJson(join(temporary, bundleFiles.slots), bundleSlots);
+    await writeRecord(join(temporary, bundleFiles.slots), bundleSlots);
     await cp(options.profile, join(temporary, bundleFiles.profile), { dereference: true });
     await writeFileAtomically(join(temporary, bundleFiles.encodings), writeAimet(encodings, "2.0.0"));
     const adapters = await loadAdapters(exposed, options.adapters);
     await keepTasks(temporary, [...adapters.keys()]);
 
     const identity = {
-      graph: await graphHash(await fileHashes(componentFile(temporary, component))),
+      graph: await graphIdentity(temporary, component),
       profile: await hashFile(join(temporary, bundleFiles.profile)),
     };
     const records = await writeAdapters(temporary, adapters, { slots: bundleSlots, profile, identity }, options);
@@ -147,7 +146,8 @@ export async function compileBundle(options: CompileOptions): Promise<CompileRes
     for (const record of records) {
       const measured = qualities.get(record.name);
       if (measured) record.fit.measured = measured;
-      await writeJson(join(temporary, bundleFiles.adapters, `${record.name}.json`), record);
+      const file = join(temporary, bundleFiles.adapters, `${record.name}.json`);
+      await writeFileAtomically(file, await adapterRecordText(record));
     }
     const base = qualities.get("base");
     const manifest: BundleManifest = {
@@ -163,7 +163,7 @@ export async function compileBundle(options: CompileOptions): Promise<CompileRes
       ...(base ? { base } : {}),
       files: await recordFiles(temporary, signal),
     };
-    await writeJson(join(temporary, bundleFiles.manifest), manifest);
+    await writeRecord(join(temporary, bundleFiles.manifest), manifest);
     const lost = await keepAddedAdapters(out, temporary, manifest);
     signal?.throwIfAborted();
     await replaceFolder(temporary, out);
@@ -173,19 +173,9 @@ export async function compileBundle(options: CompileOptions): Promise<CompileRes
   }
 }
 
-async function checkProfile(profile: Profile, options: CompileOptions, component: string): Promise<void> {
+async function refuseProfile(profile: Profile, options: CompileOptions, exposed: ExposedModel): Promise<void> {
   const file = options.profile;
-  const identity = await graphIdentity(options.exposed, component);
-  if (profile.graph !== identity) {
-    throw new InputError({
-      what: "the profile was made for another graph",
-      file,
-      where: "graph",
-      expected: `${identity}, of ${options.exposed}`,
-      got: profile.graph,
-      fix: "Run quad calibrate and quad profile on this exposed folder.",
-    });
-  }
+  await exposed.refuse(profile, file, "Run quad calibrate and quad profile on this exposed folder.");
   if (profile.placement !== options.target) {
     throw new InputError({
       what: "the profile was made for another target",
@@ -227,11 +217,6 @@ function usedOperators({ graph }: Model, { operators }: Target): string[] {
   return operators.filter((operator) => used.has(operator)).sort();
 }
 
-async function fileHashes(model: string): Promise<string[]> {
-  const files = [model, `${model}_data`].filter((path) => existsSync(path));
-  return Promise.all(files.map(hashFile));
-}
-
 async function writeAdapters(
   folder: string,
   adapters: ReadonlyMap<string, AdapterSource>,
@@ -263,7 +248,8 @@ async function measureTasks(
   const qualities = new Map<string, BundleQuality>();
   if (trajectories.length === 0) return qualities;
   // A fixed number of threads: sums of floats, and so the figures, depend on it.
-  const pipeline = await openFolder(folder, { threads: 2 });
+  // The manifest comes last: it holds what is measured here.
+  const pipeline = await openFolder(folder, { threads: 2, verify: false });
   try {
     for (const path of trajectories) {
       const trajectory = await readTrajectory(path);
@@ -297,8 +283,4 @@ async function keepAddedAdapters(out: string, target: string, manifest: BundleMa
     }
   }
   return [];
-}
-
-async function writeJson(path: string, value: unknown): Promise<void> {
-  await writeFileAtomically(path, `${JSON.stringify(value, null, 1)}\n`);
 }

@@ -1,12 +1,12 @@
-import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { InputError } from "@quad-lora/base";
 import { alphaSigma, createScheduler, SeededRandom, type TensorData } from "@quad-lora/runtime";
 import { z } from "zod";
 import type { CalibrateOptions } from "../calibrate/calibrate.ts";
-import { parseJsonFile, readScheduler } from "../model/model-folder.ts";
+import { ExposedModel } from "../exposed/exposed-model.ts";
+import { readRecord } from "../files/json.ts";
+import { readScheduler } from "../model/model-folder.ts";
 import { openFolder } from "../model/open-folder.ts";
-import { denoiserSlots } from "../model/slots.ts";
 import { type ModelCall, writeTrajectory } from "../records/trajectory.ts";
 import type { DistillSettings } from "../settings/distill.ts";
 import { readTrainingFolder } from "../train/dataset.ts";
@@ -28,7 +28,7 @@ export async function recordDataset(
   settings: Pick<DistillSettings, "pictures" | "seed">,
   options: CalibrateOptions = {},
 ): Promise<void> {
-  const { component } = await denoiserSlots(exposed);
+  const { component } = await ExposedModel.open(exposed);
   const { examples } = await readTrainingFolder(dataset);
   const pipeline = await openFolder(exposed);
   try {
@@ -92,7 +92,7 @@ async function sampleChannels(exposed: string, component: string): Promise<numbe
     });
   }
   const file = join(exposed, component, "config.json");
-  return parseJsonFile(file, await readFile(file, "utf8"), unetSchema).in_channels;
+  return (await readRecord(file, unetSchema)).in_channels;
 }
 
 function floats(rows: readonly Float32Array[], dims: number[]): TensorData {

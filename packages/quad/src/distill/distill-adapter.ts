@@ -1,20 +1,16 @@
 import { createHash } from "node:crypto";
 import { readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
-import type { SafetensorsInput } from "@quad-lora/base";
 import { InputError } from "@quad-lora/base";
-import { loadModel } from "@quad-lora/onnx";
-import type { SlotsFile } from "@quad-lora/runtime";
 import { shapeOf } from "../calibrate/calibrate.ts";
-import { encodeAdapter, factorsOf } from "../factors/adapter-encodings.ts";
-import { type AdapterFile, readAdapterFile } from "../factors/adapter-file.ts";
-import { refuseOtherGraph } from "../factors/exposed-adapters.ts";
+import { ExposedModel } from "../exposed/exposed-model.ts";
+import { encodeAdapter, factorsOf } from "../factors/encode-factors.ts";
+import { factorMetadata, readFactorFile } from "../factors/factor-file.ts";
+import { otherFactors } from "../factors/other-factors.ts";
 import { hashFile } from "../files/hash.ts";
 import { writeSafetensors } from "../files/safetensors.ts";
 import { decibels } from "../metrics/index.ts";
-import { componentFile, readScheduler } from "../model/model-folder.ts";
-import { denoiserSlots, factorDims, slotInputs } from "../model/slots.ts";
-import { prepareGraph } from "../quantizable/prepare-graph.ts";
+import { readScheduler } from "../model/model-folder.ts";
 import { readProfile } from "../records/profile.ts";
 import { readTrajectory } from "../records/trajectory.ts";
 import type { DistillSettings } from "../settings/distill.ts";
@@ -77,10 +73,11 @@ export async function distillAdapter(options: DistillAdapterOptions): Promise<Di
   const { exposed, adapter, settings, signal } = options;
   const { threads } = settings;
   const profile = await readProfile(options.profile);
-  const { component, slots, file: slotsFile } = await denoiserSlots(exposed);
-  await refuseOtherGraph(profile, exposed, component, options.profile);
+  const model = await ExposedModel.open(exposed);
+  const { component, slots, slotsFile } = model;
+  await model.refuse(profile, options.profile);
   const adapterFile = join(options.adapters ?? join(exposed, "adapters"), `${adapter}.safetensors`);
-  const original = await readAdapterFile(adapterFile);
+  const original = await readFactorFile(adapterFile);
   const { adapterBits, align } = profile.policy;
   const scales = new Map(Object.entries(profile.slots));
   const rank = Math.max(profile.rank, original.rank);
@@ -109,7 +106,7 @@ export async function distillAdapter(options: DistillAdapterOptions): Promise<Di
     });
   }
   const shape = { batch: calls * perCall, height, width, tokens };
-  const prepared = await prepareGraph(loadModel(componentFile(exposed, component)), slots, shape);
+  const prepared = await model.prepare(shape);
   const { features, featureBlocks } = settings;
   const blocks = features > 0 ? findFeatureBlocks(prepared, featureBlocks) : [];
   const student = await buildStudent(prepared, slots, profile, inputs, {
@@ -164,8 +161,8 @@ export async function distillAdapter(options: DistillAdapterOptions): Promise<Di
     });
     const seconds = (performance.now() - started) / 1000;
     const trained = unpackFactors(result.parameters, layout, inputs, adapterBits);
-    const others = otherTensors(slotsFile, component, original, rank);
-    await writeSafetensors(file, [...trained, ...others], { ...original.metadata, "quad.rank": String(rank) });
+    const others = otherFactors(slotsFile, component, original, rank);
+    await writeSafetensors(file, [...trained, ...others], { ...original.metadata, ...factorMetadata(rank) });
     if (!options.checkpoints) await removeCheckpoints(checkpoints, adapter);
     const [before] = result.curve.evaluations;
     return {
@@ -194,27 +191,4 @@ async function removeCheckpoints(folder: string, adapter: string): Promise<void>
       await rm(join(folder, name), { force: true });
     }
   }
-}
-
-/** Factors of components that keep full precision, padded to the file's new rank. */
-function otherTensors(
-  { components }: SlotsFile,
-  denoiser: string,
-  { rank: ownRank, tensors }: AdapterFile,
-  rank: number,
-): SafetensorsInput[] {
-  return Object.entries(components)
-    .filter(([component]) => component !== denoiser)
-    .flatMap(([, { slots }]) => [...slotInputs(slots)])
-    .flatMap(([name, declared]): SafetensorsInput[] => {
-      const values = tensors.get(name);
-      if (!values) return [];
-      const shape = factorDims(declared, rank);
-      const inner = shape.slice(declared.indexOf("rank") + 1).reduce((product, dim) => product * dim, 1);
-      const data = new Float32Array((values.length / ownRank) * rank);
-      for (let from = 0, to = 0; from < values.length; from += ownRank * inner, to += rank * inner) {
-        data.set(values.subarray(from, from + ownRank * inner), to);
-      }
-      return [{ name, dtype: "F32", shape, data }];
-    });
 }

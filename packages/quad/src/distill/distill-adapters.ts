@@ -1,10 +1,9 @@
 import { fork } from "node:child_process";
-import { statSync } from "node:fs";
 import { availableParallelism, freemem } from "node:os";
 import { InputError, type InputProblem } from "@quad-lora/base";
+import { ExposedModel } from "../exposed/exposed-model.ts";
 import { decibels as toDecibels } from "../metrics/index.ts";
-import { componentFile } from "../model/model-folder.ts";
-import { denoiserSlots } from "../model/slots.ts";
+import { graphBytes } from "../model/graph-files.ts";
 import type { TrainingProgress } from "../train/training-loop.ts";
 import { type DistillAdapterOptions, type DistillAdapterResult, distillAdapter } from "./distill-adapter.ts";
 
@@ -75,8 +74,7 @@ async function capacity(jobs: readonly Pick<DistillAdapterOptions, "exposed" | "
   // Sources that a test runs are no program that a child process could run.
   if (jobs.length < 2 || import.meta.url.endsWith(".ts")) return 1;
   const [{ exposed, settings }] = jobs;
-  const file = componentFile(exposed, (await denoiserSlots(exposed)).component);
-  const size = statSync(file).size + (statSync(`${file}_data`, { throwIfNoEntry: false })?.size ?? 0);
+  const size = await graphBytes(exposed, (await ExposedModel.open(exposed)).component);
   // The teacher of features is the model once more, with activations.
   const times = settings.features > 0 ? 8 : 6;
   const memory = Math.floor((0.8 * freemem()) / (1e9 + times * size));

@@ -6,8 +6,8 @@ import { join, resolve } from "node:path";
 import { InputError } from "@quad-lora/base";
 import type { Pipeline } from "@quad-lora/runtime";
 import { recordTrajectory } from "../calibrate/record-trajectory.ts";
-import { readAdapterFile } from "../factors/adapter-file.ts";
 import type { BoundAdapter } from "../factors/bind-adapter.ts";
+import { factorMetadata, readFactorFile } from "../factors/factor-file.ts";
 import { writeSafetensors } from "../files/safetensors.ts";
 import { decibels } from "../metrics/index.ts";
 import { type TaskCase, writeTrajectory } from "../records/trajectory.ts";
@@ -57,7 +57,7 @@ export async function distillNew(
   for (const { data } of bound.tensors) key.update(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
   const work = join(tmpdir(), `quad-distill-${key.digest("hex").slice(0, 16)}`);
   const adapters = join(work, "adapters");
-  await writeSafetensors(join(adapters, `${name}.safetensors`), bound.tensors, { "quad.rank": String(bound.rank) });
+  await writeSafetensors(join(adapters, `${name}.safetensors`), bound.tensors, factorMetadata(bound.rank));
   const trajectory = join(work, "teacher.safetensors");
   if (!existsSync(trajectory)) {
     const teacher = await options.openTeacher();
@@ -76,7 +76,7 @@ export async function distillNew(
     signal,
     onProgress: ({ step, steps, loss }) => onProgress?.("distilling", step, steps, `${decibels(loss).toFixed(1)} dB`),
   });
-  const { rank, tensors } = await readAdapterFile(file);
+  const { rank, tensors } = await readFactorFile(file);
   await rm(work, { recursive: true, force: true });
   return { rank, tensors };
 }

@@ -2,7 +2,7 @@ import type { SafetensorsInput } from "@quad-lora/base";
 import type { PackedParameter } from "@quad-lora/onnx";
 import { elementCount } from "@quad-lora/onnx";
 import type { Slot } from "@quad-lora/runtime";
-import type { SlotScales } from "../factors/adapter-encodings.ts";
+import type { SlotScales } from "../factors/encode-factors.ts";
 import { type BitWidth, gridLimits } from "../quantization/index.ts";
 
 /**

@@ -2,12 +2,12 @@ import { existsSync } from "node:fs";
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import type { Task } from "@quad-lora/runtime";
-import { graphIdentity } from "../factors/exposed-adapters.ts";
+import { ExposedModel } from "../exposed/exposed-model.ts";
 import { hashFile } from "../files/hash.ts";
 import { allocateShare } from "../profile/sensitivity.ts";
 import type { Evaluation, VariantInfo } from "../records/evaluation.ts";
 import { readObservations } from "../records/observations.ts";
-import { readProfile } from "../records/profile.ts";
+import { type Profile, readProfile } from "../records/profile.ts";
 import type { BuildConfig } from "../settings/config.ts";
 import { strictestTarget } from "../targets/index.ts";
 import type { HashCache } from "../work/hash-tree.ts";
@@ -42,7 +42,7 @@ export async function findSimulation(
     return null;
   }
   const profile = await readProfile(profilePath);
-  const folder = await matchingFolder(profile.graph, profile.component, reference, options);
+  const folder = await matchingFolder(profile, reference, options);
   if (!folder) {
     notes.push(
       "Nothing was simulated: the profile was made for another graph than the reference's with these adapters.",
@@ -62,15 +62,14 @@ export async function findSimulation(
 
 /** The exposed folder whose graph the profile names: the reference, or one without adapters that came later. */
 async function matchingFolder(
-  graph: string,
-  component: string,
+  profile: Profile,
   reference: { folder: string; adapters: Readonly<Record<string, string>> },
   options: FindOptions,
 ): Promise<string | null> {
-  if ((await graphIdentity(reference.folder, component)) === graph) return reference.folder;
+  if (await (await ExposedModel.open(reference.folder)).isOf(profile)) return reference.folder;
   if (existsSync(join(options.against, "slots.json"))) return null;
   const folder = await exposeCached(options.against, options.config.adapters, options);
-  return (await graphIdentity(folder, component)) === graph ? folder : null;
+  return (await (await ExposedModel.open(folder)).isOf(profile)) ? folder : null;
 }
 
 async function latestObservations(work: string): Promise<string | undefined> {

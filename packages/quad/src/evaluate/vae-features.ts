@@ -4,8 +4,8 @@ import { join } from "node:path";
 import { InputError } from "@quad-lora/base";
 import { InferenceSession, Tensor } from "onnxruntime-node";
 import { z } from "zod";
+import { parseJsonFile } from "../files/json.ts";
 import type { Image, ImageFeatures } from "../metrics/index.ts";
-import { parseJsonFile } from "../model/model-folder.ts";
 
 /** Cells per side that latents are averaged over. */
 const grid = 4;

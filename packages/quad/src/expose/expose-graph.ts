@@ -12,6 +12,7 @@ import {
   type Value,
 } from "@quad-lora/onnx";
 import type { Slot } from "@quad-lora/runtime";
+import { type FactorShape, factorDims } from "../factors/slot-layout.ts";
 import type { Layer, LayerCall } from "../layers/find-layers.ts";
 
 /** Rank of the adapter inputs: any rank at run time (0 is the base model), or one fixed rank with zero padding. */
@@ -43,7 +44,7 @@ export function exposeGraph(
   const inputs = layers.map((layer) => {
     const slot = makeSlot(component, layer);
     slots.push(slot);
-    const concrete = (shape: Slot["shapeA"]) => shape.map((dim) => (dim === "rank" ? rankDim : dim));
+    const concrete = (shape: FactorShape) => (rank.kind === "fixed" ? factorDims(shape, rank.rank) : shape);
     // The branch computes in the layer's own type: no operator mixes float16 and float32.
     const dataType = weightType(layer);
     return {

@@ -1,5 +1,5 @@
 import { existsSync } from "node:fs";
-import { cp, mkdir, readdir, readFile, rename, rm } from "node:fs/promises";
+import { cp, mkdir, rename, rm } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { InputError } from "@quad-lora/base";
 import { checkModel, externalFiles, type Model, saveModel } from "@quad-lora/onnx";
@@ -7,17 +7,15 @@ import { type SlotsFile, type Task, tasksFileSchema } from "@quad-lora/runtime";
 import { importAdapter } from "../adapters/import.ts";
 import type { AdaptableModule, AdapterComponent, AdapterReport, ImportedAdapter } from "../adapters/types.ts";
 import { bindAdapter } from "../factors/bind-adapter.ts";
+import { factorMetadata, factorPath } from "../factors/factor-file.ts";
 import { writeFileAtomically } from "../files/atomic.ts";
+import { readRecord, writeRecord } from "../files/json.ts";
+import { refuseForeignFolder } from "../files/overwrite.ts";
 import { writeSafetensors } from "../files/safetensors.ts";
 import { findLayers, type Layer, type SkippedNode } from "../layers/find-layers.ts";
 import { keepModuleNames } from "../layers/module-names.ts";
-import {
-  componentFile,
-  loadComponent,
-  type ModelFolder,
-  openModelFolder,
-  parseJsonFile,
-} from "../model/model-folder.ts";
+import { componentFile } from "../model/graph-files.ts";
+import { loadComponent, type ModelFolder, openModelFolder } from "../model/model-folder.ts";
 import { exposeGraph, type SlotRank } from "./expose-graph.ts";
 
 /** What {@link expose} writes, and which layers it opens. */
@@ -100,7 +98,7 @@ export function resolveAdapter(path: string, modelFolder: string): string {
  */
 export async function expose(modelPath: string, options: ExposeOptions): Promise<ExposeResult> {
   const out = resolve(options.out);
-  await refuseForeignFolder(out);
+  await refuseForeignFolder(out, "slots.json", "exists and was not written by quad expose");
   const folder = await openModelFolder(modelPath);
   if (existsSync(join(folder.path, "slots.json"))) {
     throw new InputError({
@@ -139,10 +137,10 @@ export async function expose(modelPath: string, options: ExposeOptions): Promise
     for (const adapter of adapters) {
       options.signal?.throwIfAborted();
       const { rank: adapterRank, tensors } = bindAdapter(adapter.layers, exposed);
-      const metadata = { "quad.rank": String(adapterRank), "quad.source": basename(adapter.source) };
-      await writeSafetensors(join(temporary, "adapters", `${adapter.name}.safetensors`), tensors, metadata);
+      const metadata = factorMetadata(adapterRank, basename(adapter.source));
+      await writeSafetensors(factorPath(temporary, adapter.name), tensors, metadata);
     }
-    await writeFileAtomically(join(temporary, "slots.json"), `${JSON.stringify(slots, null, 1)}\n`);
+    await writeRecord(join(temporary, "slots.json"), slots);
     options.signal?.throwIfAborted();
     await rm(out, { recursive: true, force: true });
     await rename(temporary, out);
@@ -160,17 +158,6 @@ export async function expose(modelPath: string, options: ExposeOptions): Promise
       report,
     })),
   };
-}
-
-/** Overwriting is for folders that this stage wrote; anything else stays. */
-async function refuseForeignFolder(out: string): Promise<void> {
-  if (!existsSync(out) || existsSync(join(out, "slots.json"))) return;
-  if ((await readdir(out).catch(() => ["a file"])).length === 0) return;
-  throw new InputError({
-    what: "exists and was not written by quad expose",
-    file: out,
-    fix: "Choose another --out, or remove it first.",
-  });
 }
 
 function refuseLargeRanks(adapters: readonly ImportedAdapter[], rank: SlotRank): void {
@@ -210,7 +197,7 @@ function chooseLayers(
 async function keepTasks(folder: string, adapters: readonly string[]): Promise<void> {
   const path = join(folder, "tasks.json");
   if (!existsSync(path)) return;
-  const file = parseJsonFile(path, await readFile(path, "utf8"), tasksFileSchema);
+  const file = await readRecord(path, tasksFileSchema);
   const needed = (name: string, { adapter = name }: Task) =>
     adapter === null ? [] : typeof adapter === "string" ? [adapter] : Object.keys(adapter);
   const tasks = Object.entries(file.tasks).filter(([name, task]) =>

@@ -1,6 +1,6 @@
-import { type Graph, Tensor } from "@quad-lora/onnx";
+import { elementCount, type Graph, Tensor } from "@quad-lora/onnx";
 import type { SlotsFile } from "@quad-lora/runtime";
-import { factorDims, slotInputs } from "../model/slots.ts";
+import { factorDims, slotInputs } from "../factors/slot-layout.ts";
 
 /** Puts a constant in the place of a graph's input. */
 export function fixInput(graph: Graph, name: string, tensor: Tensor): void {
@@ -34,7 +34,7 @@ export function fixFactors(
       shapes[name] = dims;
       continue;
     }
-    const values = factors.get(name) ?? new Float32Array(dims.reduce((a, b) => a * b, 1));
+    const values = factors.get(name) ?? new Float32Array(elementCount(dims));
     fixInput(graph, name, Tensor.float32(dims, values));
   }
   return shapes;

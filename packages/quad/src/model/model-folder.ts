@@ -1,10 +1,12 @@
 import { existsSync, statSync } from "node:fs";
-import { readdir, readFile } from "node:fs/promises";
+import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { InputError } from "@quad-lora/base";
 import { loadModel, type Model } from "@quad-lora/onnx";
 import { z } from "zod";
 import type { AdapterComponent } from "../adapters/types.ts";
+import { readRecord } from "../files/json.ts";
+import { componentFile } from "./graph-files.ts";
 
 const modelIndexSchema = z.looseObject({ _class_name: z.string() });
 
@@ -42,7 +44,7 @@ export async function openModelFolder(path: string): Promise<ModelFolder> {
       fix: "Export the pipeline with Optimum: optimum-cli export onnx --model MODEL FOLDER.",
     });
   }
-  const modelIndex = parseJsonFile(index, await readFile(index, "utf8"), modelIndexSchema);
+  const modelIndex = await readRecord(index, modelIndexSchema);
   const { _class_name: pipelineClass } = modelIndex;
   const entries = (await readdir(path)).filter(
     (name) => name in modelIndex || /^(model_index\.json|tasks\.json|(readme|licen[cs]e|notice)\b.*)$/i.test(name),
@@ -59,10 +61,6 @@ export async function openModelFolder(path: string): Promise<ModelFolder> {
   return { path, pipelineClass, denoiser, adaptable, entries: entries.sort() };
 }
 
-export function componentFile(folder: string, component: string): string {
-  return join(folder, component, "model.onnx");
-}
-
 /**
  * Loads a component's graph; its weights stay on disk.
  * @param options.allowMissingExternalData - for work on the graph alone: layers can be found and exposed, not saved or run
@@ -75,31 +73,12 @@ export function loadComponent(
   return loadModel(componentFile(folder.path, component), options);
 }
 
-/** Parses and checks a JSON file's text. @throws InputError naming file and key */
-export function parseJsonFile<S extends z.ZodType>(file: string, text: string, schema: S): z.infer<S> {
-  let value: unknown;
-  try {
-    value = JSON.parse(text);
-  } catch (error) {
-    throw new InputError({ what: `is not valid JSON: ${(error as Error).message}`, file });
-  }
-  const result = schema.safeParse(value);
-  if (result.success) return result.data;
-  const issue = result.error.issues[0];
-  throw new InputError({
-    what: issue.message,
-    file,
-    ...(issue.path.length > 0 ? { where: issue.path.join(".") } : {}),
-  });
-}
-
 /**
  * A folder's `scheduler/scheduler_config.json`, and its path for messages. What the values mean is the runtime's to check.
  * @throws InputError if it is missing or no JSON object
  */
 export async function readScheduler(folder: string): Promise<{ scheduler: unknown; schedulerFile: string }> {
   const schedulerFile = join(folder, "scheduler", "scheduler_config.json");
-  if (!existsSync(schedulerFile)) throw new InputError({ what: "there is no such file", file: schedulerFile });
-  const scheduler = parseJsonFile(schedulerFile, await readFile(schedulerFile, "utf8"), z.looseObject({}));
+  const scheduler = await readRecord(schedulerFile, z.looseObject({}));
   return { scheduler, schedulerFile };
 }

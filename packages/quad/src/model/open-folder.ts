@@ -1,13 +1,11 @@
-import { openPipeline, type Pipeline } from "@quad-lora/runtime";
+import { openPipeline, type Pipeline, type TrustOptions } from "@quad-lora/runtime";
 import * as ort from "onnxruntime-node";
 import { folderFiles } from "../files/folder-files.ts";
 
 /** Options of {@link openFolder}. */
-export interface OpenFolderOptions {
+export interface OpenFolderOptions extends TrustOptions {
   /** CPU threads per graph; ONNX Runtime's default where left out. */
   threads?: number;
-  /** Compare a bundle's files with its manifest; true by default. */
-  verify?: boolean;
 }
 
 /**
@@ -15,10 +13,13 @@ export interface OpenFolderOptions {
  * @throws InputError when files are missing, broken, do not fit each other, or differ from a bundle's manifest
  */
 export function openFolder(folder: string, options: OpenFolderOptions = {}): Promise<Pipeline> {
+  const { verify, manifest, trustedKeys } = options;
   return openPipeline({
     ort: ort as never,
     files: folderFiles(folder),
-    verify: options.verify ?? true,
+    verify,
+    manifest,
+    trustedKeys,
     sessionOptions: {
       logSeverityLevel: 3,
       ...(options.threads ? { intraOpNumThreads: options.threads } : {}),

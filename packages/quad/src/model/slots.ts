@@ -1,24 +1,12 @@
-import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { InputError } from "@quad-lora/base";
-import { type Slot, type SlotsFile, slotsFileSchema } from "@quad-lora/runtime";
-import { parseJsonFile } from "./model-folder.ts";
+import { type SlotsFile, slotsFileSchema } from "@quad-lora/runtime";
+import { readRecord } from "../files/json.ts";
 
 /** @throws InputError if the folder is not an exposed folder */
 export async function readSlots(exposed: string): Promise<SlotsFile> {
   const file = join(exposed, "slots.json");
-  let text: string;
-  try {
-    text = await readFile(file, "utf8");
-  } catch {
-    throw new InputError({
-      what: "there is no slots.json",
-      file: exposed,
-      expected: "a folder written by quad expose",
-      fix: "Run quad expose first.",
-    });
-  }
-  return parseJsonFile(file, text, slotsFileSchema);
+  return readRecord(file, slotsFileSchema, "a folder written by quad expose", "Run quad expose first.");
 }
 
 /** The denoiser's name and slots in an exposed folder. */
@@ -35,17 +23,4 @@ export async function denoiserSlots(
     file: join(exposed, "slots.json"),
     fix: "Expose the model with at least one adapter for its denoiser.",
   });
-}
-
-/** The graph inputs for factors, with their shapes; "rank" stands for the adapter's. */
-export function* slotInputs(slots: readonly Slot[]): Generator<[name: string, shape: Slot["shapeA"]]> {
-  for (const { inputA, shapeA, inputB, shapeB } of slots) {
-    yield [inputA, shapeA];
-    yield [inputB, shapeB];
-  }
-}
-
-/** A factor's shape at one rank. */
-export function factorDims(shape: Slot["shapeA"], rank: number): number[] {
-  return shape.map((dim) => (dim === "rank" ? rank : dim));
 }

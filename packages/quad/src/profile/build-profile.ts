@@ -1,21 +1,17 @@
 import { InputError } from "@quad-lora/base";
-import { loadModel } from "@quad-lora/onnx";
 import { alignBatches, shapeOf } from "../calibrate/calibrate.ts";
-import { type AdapterFactors, encodeAdapter, type SlotScales, slotScales } from "../factors/adapter-encodings.ts";
-import { graphIdentity, loadFactors } from "../factors/exposed-adapters.ts";
-import { componentFile } from "../model/model-folder.ts";
-import { denoiserSlots } from "../model/slots.ts";
-import { prepareGraph } from "../quantizable/prepare-graph.ts";
+import { ExposedModel } from "../exposed/exposed-model.ts";
 import type { Encoding } from "../quantization/index.ts";
-import { type Observations, readObservations } from "../records/observations.ts";
+import { readObservations } from "../records/observations.ts";
 import { type Profile, writeProfile } from "../records/profile.ts";
 import { readTrajectory, type Trajectory } from "../records/trajectory.ts";
 import type { Policy } from "../settings/policy.ts";
-import { SimulatedPipeline } from "../simulate/simulated-pipeline.ts";
+import type { SimulatedPipeline } from "../simulate/simulated-pipeline.ts";
 import type { Placement } from "../simulate/simulation-graph.ts";
-import { chooseEncodings, encodingChooser, type Widths, widthsOf } from "./activation-encodings.ts";
+import { widthsOf } from "./activation-encodings.ts";
+import { Bench, type Candidate, ownProfile, sharedProfile } from "./bench.ts";
 import type { Scores } from "./scores.ts";
-import { allocateFloor, allocateShare, layerSensitivity, scoreTask, thin } from "./sensitivity.ts";
+import { allocateFloor, allocateShare, layerSensitivity, thin } from "./sensitivity.ts";
 
 /** What {@link buildProfile} reads, writes and measures on. */
 export interface ProfileOptions {
@@ -34,92 +30,39 @@ export interface ProfileOptions {
   onProgress?: (stage: string, done: number, total: number) => void;
 }
 
-/** What all candidates for the shared profile are made from. */
-interface Workbench {
-  simulated: SimulatedPipeline;
-  observations: Observations;
-  trajectories: Trajectory[];
-  factors: Map<string, AdapterFactors>;
-  slots: Awaited<ReturnType<typeof denoiserSlots>>["slots"];
-  policy: Policy;
-  signal?: AbortSignal;
-}
-
 /**
  * Stage: exposed folder, trajectories and observations -> profile. Scores every task on its own profile (QSS), takes the
  * most sensitive one as anchor or merges all (Unified-LoRA) when they are about equal, and fixes the encodings that every
  * adapter shares.
  */
 export async function buildProfile(options: ProfileOptions): Promise<Profile> {
-  const { exposed, policy, placement, signal, onProgress } = options;
-  const { component, slots } = await denoiserSlots(exposed);
+  const model = await ExposedModel.open(options.exposed);
   const trajectories = alignBatches(await Promise.all(options.trajectories.map(readTrajectory)));
   const shape = shapeOf(trajectories);
-  const observations = await readObservations(options.observations);
   const names = trajectories.map(({ task }) => task);
-  const { factors, rank } = await loadFactors(exposed, slots, names);
-  if (factors.size === 0) {
-    throw new InputError({ what: "none of the tasks has an adapter", file: exposed, fix: "Calibrate at least one." });
+  const bench = await Bench.open(model, shape, names, await readObservations(options.observations));
+  if (bench.factors.size === 0) {
+    const what = "none of the tasks has an adapter";
+    throw new InputError({ what, file: options.exposed, fix: "Calibrate at least one." });
   }
-  const prepared = await prepareGraph(loadModel(componentFile(exposed, component)), slots, shape);
+  const { policy, placement } = options;
   const { weightBits, weightMethod } = policy;
-  const simulated = await SimulatedPipeline.open(exposed, component, prepared, slots, {
-    placement,
-    weightBits,
-    weightMethod,
-  });
+  const simulated = await bench.simulate({ placement, weightBits, weightMethod });
   try {
-    const scored = trajectories.map((trajectory) => thin(trajectory, options.scoreCalls ?? 32));
-    const bench: Workbench = {
-      simulated,
-      observations,
-      trajectories: scored,
-      factors,
-      slots,
-      policy,
-      signal,
-    };
-    const wide = widthsOf(policy, new Set());
-    const scores = await scoreOwn(bench, wide, onProgress);
-    const ranking = [...Object.entries(scores)].sort(([, a], [, b]) => b.qss - a.qss);
-    const anchor = ranking.find(([name]) => factors.has(name))![0];
-    const shared: Profile["shared"] = {};
-    const members = { anchor: [anchor], unified: names };
-    for (const [kind, tasks] of Object.entries(members)) {
-      shared[kind] = await scoreShared(bench, tasks, wide, (done, total) =>
-        onProgress?.(`scoring ${kind}`, done, total),
-      );
-    }
-    const strategy = chooseStrategy(policy, scores, anchor);
-    const tasks = members[strategy.kind];
-    const scales = sharedScales(bench, tasks);
-    const needsOrder = policy.narrowFloor !== undefined || (policy.narrowShare > 0 && policy.narrowShare < 1);
-    for (const [name, given] of needsOrder ? factors : []) {
-      simulated.setAdapter(name, encodeAdapter(given, slots.slots, scales, policy.adapterBits, policy.align));
-    }
-    const keepWide = policy.keepWide.map((pattern) => new RegExp(pattern));
-    const encodingsFor = encodingChooser(simulated.points, observations, tasks, policy);
-    const sensitivity = needsOrder
-      ? await layerSensitivity(simulated, scored, (narrow) => encodingsFor(widthsOf(policy, narrow)), {
-          calls: options.sensitivityCalls ?? 8,
-          signal,
-          onProgress,
-        })
-      : {};
-    const narrow = needsOrder
-      ? policy.narrowFloor !== undefined
-        ? allocateFloor(sensitivity, policy.narrowFloor, gainsOf(simulated), keepWide)
-        : allocateShare(sensitivity, policy.narrowShare, keepWide)
-      : allocateShare(Object.fromEntries(simulated.layers.map(({ name }) => [name, 0])), policy.narrowShare, keepWide);
-    const encodings = encodingsFor(widthsOf(policy, narrow));
+    const calls = trajectories.map((trajectory) => thin(trajectory, options.scoreCalls ?? 32));
+    const trial: Trial = { bench, simulated, trajectories: calls, options };
+    const { scores, shared, strategy, members } = await chooseMembers(trial);
+    const candidate = sharedProfile(members, policy);
+    const { sensitivity, narrow } = await chooseNarrow(trial, candidate);
+    const encodings = bench.encodings(simulated.points, candidate, widthsOf(policy, narrow));
     const profile: Profile = {
       format: "quad-profile",
       version: 1,
-      component,
-      graph: await graphIdentity(exposed, component),
+      component: model.component,
+      graph: await model.identity(),
       placement,
       shape,
-      rank,
+      rank: bench.rank,
       policy,
       strategy,
       scores,
@@ -127,13 +70,81 @@ export async function buildProfile(options: ProfileOptions): Promise<Profile> {
       narrowLayers: simulated.layers.map(({ name }) => name).filter((name) => narrow.has(name)),
       layerSensitivity: sensitivity,
       points: Object.fromEntries(simulated.points.map(({ name }, index) => [name, toJson(encodings[index])])),
-      slots: Object.fromEntries(scales),
+      slots: Object.fromEntries(bench.scales(candidate)),
     };
     await writeProfile(options.out, profile);
     return profile;
   } finally {
     await simulated.dispose();
   }
+}
+
+/** What candidates for the shared profile are measured with. */
+interface Trial {
+  bench: Bench;
+  simulated: SimulatedPipeline;
+  /** The calls that scores are taken over. */
+  trajectories: readonly Trajectory[];
+  options: ProfileOptions;
+}
+
+/** Scores all tasks on profiles of their own and on both shared ones, and says which tasks the profile comes from. */
+async function chooseMembers(trial: Trial) {
+  const { bench, trajectories, options } = trial;
+  const { policy } = options;
+  const scores = await scoreTasks(trial, "scoring sensitivity", (task) => ownProfile(task, policy));
+  const ranking = Object.entries(scores).sort(([, a], [, b]) => b.qss - a.qss);
+  const anchor = ranking.find(([name]) => bench.factors.has(name))![0];
+  const members = { anchor: [anchor], unified: trajectories.map(({ task }) => task) };
+  const shared: Profile["shared"] = {};
+  for (const [kind, tasks] of Object.entries(members)) {
+    shared[kind] = await scoreTasks(trial, `scoring ${kind}`, () => sharedProfile(tasks, policy));
+  }
+  const strategy = chooseStrategy(policy, scores, anchor);
+  return { scores, shared, strategy, members: members[strategy.kind] };
+}
+
+/** Every task on the profile that `candidateOf` gives it, with 16-bit activations: the paper's sensitivity score. */
+async function scoreTasks(
+  { bench, simulated, trajectories, options: { policy, signal, onProgress } }: Trial,
+  stage: string,
+  candidateOf: (task: string) => Candidate,
+): Promise<Record<string, Scores>> {
+  const wide = widthsOf(policy, new Set());
+  const scores: Record<string, Scores> = {};
+  for (const [index, trajectory] of trajectories.entries()) {
+    const { task } = trajectory;
+    scores[task] = await bench.score(simulated, trajectory, candidateOf(task), wide, signal);
+    onProgress?.(stage, index + 1, trajectories.length);
+  }
+  return scores;
+}
+
+/** The layers whose inputs have 8 bits; they are measured only where the policy asks for some of them. */
+async function chooseNarrow(
+  { bench, simulated, trajectories, options }: Trial,
+  candidate: Candidate,
+): Promise<{ sensitivity: Record<string, number>; narrow: Set<string> }> {
+  const { policy, sensitivityCalls = 8, signal, onProgress } = options;
+  const { narrowFloor, narrowShare } = policy;
+  const keepWide = policy.keepWide.map((pattern) => new RegExp(pattern));
+  if (narrowFloor === undefined && (narrowShare <= 0 || narrowShare >= 1)) {
+    const equal = Object.fromEntries(simulated.layers.map(({ name }) => [name, 0]));
+    return { sensitivity: {}, narrow: allocateShare(equal, narrowShare, keepWide) };
+  }
+  for (const name of bench.factors.keys()) bench.bind(simulated, name, candidate);
+  const encodingsFor = (chosen: ReadonlySet<string>) =>
+    bench.encodings(simulated.points, candidate, widthsOf(policy, chosen));
+  const sensitivity = await layerSensitivity(simulated, trajectories, encodingsFor, {
+    calls: sensitivityCalls,
+    signal,
+    onProgress,
+  });
+  const narrow =
+    narrowFloor === undefined
+      ? allocateShare(sensitivity, narrowShare, keepWide)
+      : allocateFloor(sensitivity, narrowFloor, gainsOf(simulated), keepWide);
+  return { sensitivity, narrow };
 }
 
 function toJson({ bits, scale, zeroPoint }: Encoding): Profile["points"][string] {
@@ -145,61 +156,6 @@ function gainsOf(simulated: SimulatedPipeline): Record<string, number> {
   const weighted = simulated.layers.map(({ parameters }) => parameters).filter(Boolean);
   const median = weighted.sort((a, b) => a - b)[weighted.length >> 1] ?? 1;
   return Object.fromEntries(simulated.layers.map(({ name, parameters }) => [name, parameters || median]));
-}
-
-/** Scales of the adapter factors, with headroom, from the adapters among the tasks that define the profile. */
-function sharedScales({ factors, slots, policy }: Workbench, tasks: readonly string[]): Map<string, SlotScales> {
-  const members = tasks.map((task) => factors.get(task)).filter((member) => member !== undefined);
-  return slotScales(members, slots.slots, policy.adapterBits, policy.headroom, policy.align);
-}
-
-/** Every task on the profile it would have on its own: the upper bound, and the paper's sensitivity score. */
-async function scoreOwn(
-  bench: Workbench,
-  widths: Widths,
-  onProgress?: ProfileOptions["onProgress"],
-): Promise<Record<string, Scores>> {
-  const { simulated, observations, policy, slots } = bench;
-  const scores: Record<string, Scores> = {};
-  for (const [index, trajectory] of bench.trajectories.entries()) {
-    const given = bench.factors.get(trajectory.task);
-    if (given) {
-      const scales = slotScales([given], slots.slots, policy.adapterBits, 1, policy.align);
-      simulated.setAdapter(
-        trajectory.task,
-        encodeAdapter(given, slots.slots, scales, policy.adapterBits, policy.align),
-      );
-    }
-    const encodings = chooseEncodings(simulated.points, observations, [trajectory.task], widths, policy);
-    scores[trajectory.task] = await scoreTask(simulated, trajectory, encodings, bench.signal);
-    onProgress?.("scoring sensitivity", index + 1, bench.trajectories.length);
-  }
-  return scores;
-}
-
-/** Every task on a profile taken from `members`. */
-async function scoreShared(
-  bench: Workbench,
-  members: readonly string[],
-  widths: Widths,
-  onProgress: (done: number, total: number) => void,
-): Promise<Record<string, Scores>> {
-  const { simulated, observations, policy, slots } = bench;
-  const encodings = chooseEncodings(simulated.points, observations, members, widths, policy);
-  const scales = sharedScales(bench, members);
-  const scores: Record<string, Scores> = {};
-  for (const [index, trajectory] of bench.trajectories.entries()) {
-    const given = bench.factors.get(trajectory.task);
-    if (given) {
-      simulated.setAdapter(
-        trajectory.task,
-        encodeAdapter(given, slots.slots, scales, policy.adapterBits, policy.align),
-      );
-    }
-    scores[trajectory.task] = await scoreTask(simulated, trajectory, encodings, bench.signal);
-    onProgress(index + 1, bench.trajectories.length);
-  }
-  return scores;
 }
 
 /** The profile that all share: the most sensitive adapter's, or all merged when scores are about equal. */

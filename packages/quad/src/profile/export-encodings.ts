@@ -1,7 +1,7 @@
 import type { Model, Value } from "@quad-lora/onnx";
 import type { SlotsFile } from "@quad-lora/runtime";
 import type { ModelEncodings } from "../encodings-files/index.ts";
-import { factorEncoding } from "../factors/adapter-encodings.ts";
+import { factorEncoding } from "../factors/encode-factors.ts";
 import { layerInputPoint } from "../quantizable/points.ts";
 import { findQuantizable, type QuantizableLayer } from "../quantizable/quantizable.ts";
 import { layerEncoding } from "../quantizable/weights.ts";

@@ -1,9 +1,6 @@
 import { readFile } from "node:fs/promises";
-import { loadModel } from "@quad-lora/onnx";
 import { readAimet } from "../encodings-files/index.ts";
-import { componentFile } from "../model/model-folder.ts";
-import { denoiserSlots } from "../model/slots.ts";
-import { prepareGraph } from "../quantizable/prepare-graph.ts";
+import { ExposedModel } from "../exposed/exposed-model.ts";
 import type { Encoding } from "../quantization/index.ts";
 import type { Profile } from "../records/profile.ts";
 import { tensorsOfPoints } from "./export-encodings.ts";
@@ -24,8 +21,9 @@ export interface ImportedEncodings {
  * @throws InputError if the file is not an AIMET file
  */
 export async function importEncodings(exposed: string, profile: Profile, file: string): Promise<ImportedEncodings> {
-  const { component, slots } = await denoiserSlots(exposed);
-  const prepared = await prepareGraph(loadModel(componentFile(exposed, component)), slots, profile.shape);
+  const model = await ExposedModel.open(exposed);
+  const { slots } = model;
+  const prepared = await model.prepare(profile.shape);
   const parameters = new Set([...prepared.graph.initializers].map(({ name }) => name));
   const isParameter = (name: string) => parameters.has(name);
   const { activations, skipped } = readAimet(await readFile(file, "utf8"), file, { isParameter });

@@ -1,7 +1,7 @@
 import { InputError } from "@quad-lora/base";
 import { type Model, specialize, tensorType } from "@quad-lora/onnx";
 import type { SlotsFile } from "@quad-lora/runtime";
-import { slotInputs } from "../model/slots.ts";
+import { factorDims, slotInputs } from "../factors/slot-layout.ts";
 import { findBranches } from "./quantizable.ts";
 
 /**
@@ -40,7 +40,7 @@ export async function prepareGraph(
   for (const input of model.graph.inputs) {
     const symbolic = adapterShapes.get(input.name);
     inputs[input.name] = symbolic
-      ? symbolic.map((dim) => (dim === "rank" ? rank : dim))
+      ? factorDims(symbolic, rank)
       : denoiserInputShape(model, input.name, input.type?.kind === "tensor" ? input.type.shape : null, shape);
   }
   await specialize(model, { inputs });

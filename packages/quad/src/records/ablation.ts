@@ -1,8 +1,6 @@
 import { existsSync } from "node:fs";
-import { readFile } from "node:fs/promises";
 import { z } from "zod";
-import { writeFileAtomically } from "../files/atomic.ts";
-import { parseJsonFile } from "../model/model-folder.ts";
+import { readRecord, writeRecord } from "../files/json.ts";
 import { targetNames } from "../targets/index.ts";
 
 const figuresSchema = z.strictObject({
@@ -54,11 +52,10 @@ export type Ablation = z.infer<typeof ablationSchema>;
 
 /** Writes the table, atomically. */
 export async function writeAblation(path: string, ablation: Ablation): Promise<void> {
-  await writeFileAtomically(path, `${JSON.stringify(ablationSchema.parse(ablation), null, 1)}\n`);
+  await writeRecord(path, ablationSchema.parse(ablation));
 }
 
 /** @throws InputError if the file holds something else; null if there is none */
 export async function readAblation(path: string): Promise<Ablation | null> {
-  if (!existsSync(path)) return null;
-  return parseJsonFile(path, await readFile(path, "utf8"), ablationSchema);
+  return existsSync(path) ? readRecord(path, ablationSchema) : null;
 }

@@ -1,8 +1,5 @@
-import { readFile } from "node:fs/promises";
-import { InputError } from "@quad-lora/base";
 import { z } from "zod";
-import { writeFileAtomically } from "../files/atomic.ts";
-import { parseJsonFile } from "../model/model-folder.ts";
+import { readRecord, writeRecord } from "../files/json.ts";
 
 const pictureMetricsSchema = z.strictObject({
   /** dB over RGB; a picture that is equal counts as 100. */
@@ -152,21 +149,10 @@ export const equalPsnr = 100;
 export const lessIsBetter: ReadonlySet<string> = new Set(["lpips", "frechetVae", "fid"]);
 
 export async function writeEvaluation(path: string, evaluation: Evaluation): Promise<void> {
-  await writeFileAtomically(path, `${JSON.stringify(evaluationSchema.parse(evaluation), null, 1)}\n`);
+  await writeRecord(path, evaluationSchema.parse(evaluation));
 }
 
 /** @throws InputError if the file is missing or no evaluation of this version */
-export async function readEvaluation(path: string): Promise<Evaluation> {
-  let text: string;
-  try {
-    text = await readFile(path, "utf8");
-  } catch {
-    throw new InputError({
-      what: "there is no such file",
-      file: path,
-      expected: "an evaluation written by quad eval",
-      fix: "Run quad eval first.",
-    });
-  }
-  return parseJsonFile(path, text, evaluationSchema);
+export function readEvaluation(path: string): Promise<Evaluation> {
+  return readRecord(path, evaluationSchema, "an evaluation written by quad eval", "Run quad eval first.");
 }

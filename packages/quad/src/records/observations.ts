@@ -1,7 +1,7 @@
 import { InputError } from "@quad-lora/base";
 import { z } from "zod";
+import { parseJsonFile } from "../files/json.ts";
 import { openSafetensors, writeSafetensors } from "../files/safetensors.ts";
-import { parseJsonFile } from "../model/model-folder.ts";
 
 /** What calibration saw of every value, per task and group of time steps. */
 export interface Observations {

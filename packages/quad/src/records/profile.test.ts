@@ -8,7 +8,7 @@ import { loadSmallBuild } from "../../../../test/helpers/small-build.ts";
 import { recordTask, shapeOf } from "../calibrate/calibrate.ts";
 import { observe } from "../calibrate/observe.ts";
 import { expose } from "../expose/expose.ts";
-import { graphIdentity } from "../factors/exposed-adapters.ts";
+import { graphIdentity } from "../model/graph-files.ts";
 import { denoiserSlots } from "../model/slots.ts";
 import { buildProfile, chooseStrategy } from "../profile/build-profile.ts";
 import { layerOfPoint } from "../quantizable/points.ts";

@@ -1,8 +1,5 @@
-import { readFile } from "node:fs/promises";
-import { InputError } from "@quad-lora/base";
 import { z } from "zod";
-import { writeFileAtomically } from "../files/atomic.ts";
-import { parseJsonFile } from "../model/model-folder.ts";
+import { readRecord, writeRecord } from "../files/json.ts";
 import type { Encoding } from "../quantization/index.ts";
 import { policySchema } from "../settings/policy.ts";
 import { targetNames } from "../targets/index.ts";
@@ -64,18 +61,12 @@ export type Profile = z.infer<typeof profileSchema>;
 
 /** Writes a profile, atomically. Throws where it does not fit the format. */
 export async function writeProfile(path: string, profile: Profile): Promise<void> {
-  await writeFileAtomically(path, `${JSON.stringify(profileSchema.parse(profile), null, 1)}\n`);
+  await writeRecord(path, profileSchema.parse(profile));
 }
 
 /** @throws InputError if the file is missing or no profile of this version */
-export async function readProfile(path: string): Promise<Profile> {
-  let text: string;
-  try {
-    text = await readFile(path, "utf8");
-  } catch {
-    throw new InputError({ what: "there is no such file", file: path, expected: "a profile written by quad profile" });
-  }
-  return parseJsonFile(path, text, profileSchema);
+export function readProfile(path: string): Promise<Profile> {
+  return readRecord(path, profileSchema, "a profile written by quad profile", "Run quad profile first.");
 }
 
 /** The encoding of one point as the quantization functions take it. */

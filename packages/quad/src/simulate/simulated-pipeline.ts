@@ -1,7 +1,8 @@
 import { serializeSafetensors } from "@quad-lora/base";
 import type { Model } from "@quad-lora/onnx";
 import type { GeneratedImage, Pipeline, SlotsFile } from "@quad-lora/runtime";
-import type { EncodedAdapter } from "../factors/adapter-encodings.ts";
+import type { EncodedAdapter } from "../factors/encode-factors.ts";
+import { factorMetadata } from "../factors/factor-file.ts";
 import { openWithGraph } from "../model/open-with-graph.ts";
 import type { QuantizationPoint } from "../quantizable/points.ts";
 import { type Encoding, encodingRange } from "../quantization/index.ts";
@@ -54,7 +55,7 @@ export class SimulatedPipeline {
 
   /** Puts an adapter's quantized factors in place of what the folder holds under its name. */
   setAdapter(name: string, adapter: Pick<EncodedAdapter, "rank" | "values">): void {
-    this.pipeline.addAdapter(name, serializeSafetensors(adapter.values, { "quad.rank": String(adapter.rank) }));
+    this.pipeline.addAdapter(name, serializeSafetensors(adapter.values, factorMetadata(adapter.rank)));
   }
 
   /** The denoiser's output for a recorded call, with the task in use. */

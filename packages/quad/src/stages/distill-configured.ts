@@ -8,8 +8,8 @@ import { bundleFiles, readRecords } from "../bundle/bundle-folder.ts";
 import { type EncodedFiles, encodeForBundle } from "../bundle/encode-adapter.ts";
 import { recordTrajectory } from "../calibrate/record-trajectory.ts";
 import { type DistillAdapterResult, distillAdapters, recordDataset, recordTeacher } from "../distill/index.ts";
-import { readAdapterFile } from "../factors/adapter-file.ts";
-import { graphIdentity, refuseOtherGraph } from "../factors/exposed-adapters.ts";
+import { ExposedModel } from "../exposed/exposed-model.ts";
+import { readFactorFile } from "../factors/factor-file.ts";
 import { openFolder } from "../model/open-folder.ts";
 import { type Profile, readProfile } from "../records/profile.ts";
 import type { BuildConfig } from "../settings/config.ts";
@@ -61,8 +61,8 @@ export interface DistillBundleResult {
 export async function distillConfigured(options: DistillConfiguredOptions): Promise<DistillAdapterResult[]> {
   const work = join(options.out, ".work");
   const profile = await readProfile(options.profile);
-  await refuseOtherGraph(profile, options.exposed, profile.component, options.profile);
-  const results = await drawAndTrain(options, profile, namesOf(options, profile), work);
+  await (await ExposedModel.open(options.exposed)).refuse(profile, options.profile);
+  const results = await drawAndTrain(options, namesOf(options, profile), work);
   await rm(work, { recursive: true, force: true });
   return results;
 }
@@ -88,7 +88,7 @@ export async function distillBundle(options: DistillBundleOptions): Promise<Dist
     options.against === undefined
       ? "The configuration's model or adapters are others now: build again, or give the folder that it was compiled from with --against."
       : "Give the exposed folder that the bundle was compiled from with --against.";
-  await refuseOtherGraph(frozenProfile, exposed, frozenProfile.component, profile, fix);
+  await (await ExposedModel.open(exposed)).refuse(frozenProfile, profile, fix);
   for (const name of names) {
     const file = join(exposed, "adapters", `${name}.safetensors`);
     if (!existsSync(file)) throw new InputError({ what: `the exposed folder has no adapter "${name}"`, file });
@@ -97,7 +97,7 @@ export async function distillBundle(options: DistillBundleOptions): Promise<Dist
   // Not named after a hash: a build removes those that are not its own.
   const work = join(config.work!, "distill-bundle");
   const out = join(work, "out");
-  const distilled = await drawAndTrain({ ...options, exposed, profile, out }, frozenProfile, names, work);
+  const distilled = await drawAndTrain({ ...options, exposed, profile, out }, names, work);
   const encoded: EncodedFiles[] = [];
   for (const name of names) {
     encoded.push(await encodeDistilled(frozen, known.get(name)!, join(out, `${name}.safetensors`), options, exposed));
@@ -119,7 +119,7 @@ async function encodeDistilled(
 ): Promise<EncodedFiles> {
   const { name, source, task, withoutSlot } = before;
   const common = signal ? { signal } : {};
-  const { rank, tensors } = await readAdapterFile(file);
+  const { rank, tensors } = await readFactorFile(file);
   const encoded = await encodeForBundle(name, { rank, tensors, source }, frozen, {
     ...{ align: false, withoutSlot, ...common, ...(task ? { task } : {}) },
     onProgress: (done, total) => onProgress?.(`encoding ${name}`, done, total),
@@ -141,7 +141,6 @@ async function encodeDistilled(
 /** The teachers of all adapters, then their training. What is done stays in `work`. */
 async function drawAndTrain(
   { config, exposed, profile: profileFile, out, dataset, signal, onProgress }: DistillConfiguredOptions,
-  profile: Profile,
   names: readonly string[],
   work: string,
 ): Promise<DistillAdapterResult[]> {
@@ -149,7 +148,7 @@ async function drawAndTrain(
   const { pictures, seed } = settings;
   const common = { signal, onProgress };
   const hashes = await HashCache.open(join(work, "hashes.json"));
-  const graph = await graphIdentity(exposed, profile.component);
+  const graph = await (await ExposedModel.open(exposed)).identity();
   const jobs = [];
   for (const name of names) {
     const task = config.tasks[name];

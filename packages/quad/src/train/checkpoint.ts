@@ -3,8 +3,8 @@ import type { SafetensorsInput } from "@quad-lora/base";
 import { InputError } from "@quad-lora/base";
 import type { RandomState } from "@quad-lora/runtime";
 import { z } from "zod";
+import { parseJsonFile } from "../files/json.ts";
 import { openSafetensors, writeSafetensors } from "../files/safetensors.ts";
-import { parseJsonFile } from "../model/model-folder.ts";
 import type { OptimizerState } from "./training-graph.ts";
 
 /** A measurement of the parameters during training. */

@@ -3,7 +3,7 @@ import { readFile } from "node:fs/promises";
 import { join, relative } from "node:path";
 import { InputError } from "@quad-lora/base";
 import { z } from "zod";
-import { parseJsonFile } from "../model/model-folder.ts";
+import { parseJsonFile } from "../files/json.ts";
 
 /** One example: what the network shall draw, for which caption, shown what. Paths of pictures. */
 export interface TrainingExample {

@@ -7,7 +7,7 @@ import * as ort from "onnxruntime-node";
 import { z } from "zod";
 import { folderFiles } from "../files/folder-files.ts";
 import { readImage, readMask } from "../files/images.ts";
-import { parseJsonFile } from "../model/model-folder.ts";
+import { parseJsonFile } from "../files/json.ts";
 import type { TrainingExample } from "./dataset.ts";
 
 /** An example as the denoiser's training needs it. */

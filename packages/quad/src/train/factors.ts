@@ -1,7 +1,8 @@
 import { InputError } from "@quad-lora/base";
-import type { PackedParameter } from "@quad-lora/onnx";
+import { elementCount, type PackedParameter } from "@quad-lora/onnx";
 import { SeededRandom, type Slot } from "@quad-lora/runtime";
 import type { AdapterComponent, AdapterLayer } from "../adapters/types.ts";
+import { copyRanks, fileToGraph, graphToFile, valuesPerRank } from "../factors/slot-layout.ts";
 import type { Layer } from "../layers/find-layers.ts";
 
 /** Layer groups that `--layers` names. */
@@ -50,19 +51,14 @@ function parsePattern(text: string): RegExp {
  */
 export function initialFactors(layout: readonly PackedParameter[], slots: readonly Slot[], seed: number): Float32Array {
   const random = new SeededRandom(seed);
-  const inputs = new Map(
-    slots.map(({ inputA, inFeatures, shapeA, kind }) => {
-      const fanIn = kind === "conv" ? shapeA.slice(1).reduce<number>((a, b) => a * Number(b), 1) : inFeatures;
-      return [inputA, fanIn];
-    }),
-  );
-  const size = layout.reduce((sum, { dims }) => sum + elements(dims), 0);
+  const fansIn = new Map(slots.map(({ inputA, shapeA }) => [inputA, valuesPerRank(shapeA)]));
+  const size = layout.reduce((sum, { dims }) => sum + elementCount(dims), 0);
   const values = new Float32Array(size);
   for (const { name, offset, dims } of layout) {
-    const fanIn = inputs.get(name);
+    const fanIn = fansIn.get(name);
     if (fanIn === undefined) continue;
     const bound = 1 / Math.sqrt(fanIn);
-    for (let i = 0; i < elements(dims); i++) values[offset + i] = (2 * random.uniform() - 1) * bound;
+    for (let i = 0; i < elementCount(dims); i++) values[offset + i] = (2 * random.uniform() - 1) * bound;
   }
   return values;
 }
@@ -86,8 +82,7 @@ export function continueAdapter(
     const layer = adapters.get(slot.name);
     if (!layer) continue;
     const [a, b] = [places.get(slot.inputA)!, places.get(slot.inputB)!];
-    const isConv = slot.kind === "conv";
-    const rank = isConv ? a.dims[0] : a.dims[1];
+    const rank = rankOf(slot, a.dims);
     if (layer.rank > rank) {
       throw new InputError({
         what: "the adapter to start from has a larger rank than the one to train",
@@ -97,24 +92,15 @@ export function continueAdapter(
         fix: `Use --rank ${layer.rank}.`,
       });
     }
-    const inputs = elements(a.dims) / rank;
-    const outputs = elements(b.dims) / rank;
-    for (let row = 0; row < layer.rank; row++) {
-      for (let input = 0; input < inputs; input++) {
-        const at = isConv ? row * inputs + input : input * rank + row;
-        values[a.offset + at] = layer.down[row * inputs + input];
-      }
-      for (let output = 0; output < outputs; output++) {
-        const at = isConv ? output * rank + row : row * outputs + output;
-        values[b.offset + at] = layer.up[output * layer.rank + row] / scale;
-      }
-    }
+    const given = fileToGraph(slot, { ...layer, up: layer.up.map((value) => value / scale) });
+    copyRanks(given.a, layer.rank, values.subarray(a.offset, a.offset + elementCount(a.dims)), rank, slot.shapeA);
+    copyRanks(given.b, layer.rank, values.subarray(b.offset, b.offset + elementCount(b.dims)), rank, slot.shapeB);
   }
   return values;
 }
 
 /**
- * Packed factors as an adapter's layers, in the layouts that files hold (the transposes of the graph's for linear layers).
+ * Packed factors as an adapter's layers, in the layouts that files hold.
  * @param scale - alpha / rank, folded into B
  */
 export function adapterLayers(
@@ -127,29 +113,16 @@ export function adapterLayers(
   const places = new Map(layout.map((place) => [place.name, place]));
   const slice = (name: string) => {
     const { offset, dims } = places.get(name)!;
-    return { dims, data: values.slice(offset, offset + elements(dims)) };
+    return values.slice(offset, offset + elementCount(dims));
   };
   return slots.map((slot) => {
-    const [a, b] = [slice(slot.inputA), slice(slot.inputB)];
-    const isConv = slot.kind === "conv";
-    return {
-      component,
-      module: slot.name,
-      rank: isConv ? a.dims[0] : a.dims[1],
-      down: isConv ? a.data : transpose(a.data, a.dims[0], a.dims[1]),
-      up: (isConv ? b.data : transpose(b.data, b.dims[0], b.dims[1])).map((value) => value * scale),
-    };
+    const rank = rankOf(slot, places.get(slot.inputA)!.dims);
+    const { down, up } = graphToFile(slot, { a: slice(slot.inputA), b: slice(slot.inputB) }, rank);
+    return { component, module: slot.name, rank, down, up: up.map((value) => value * scale) };
   });
 }
 
-function transpose(matrix: Float32Array, rows: number, columns: number): Float32Array {
-  const result = new Float32Array(matrix.length);
-  for (let row = 0; row < rows; row++) {
-    for (let column = 0; column < columns; column++) result[column * rows + row] = matrix[row * columns + column];
-  }
-  return result;
-}
-
-function elements(dims: readonly number[]): number {
-  return dims.reduce((a, b) => a * b, 1);
+/** The rank of a slot's factor A with the given shape. */
+function rankOf({ shapeA }: Slot, dims: readonly number[]): number {
+  return dims[shapeA.indexOf("rank")];
 }

@@ -1,11 +1,9 @@
-import { InputError } from "@quad-lora/base";
 import type { Model } from "@quad-lora/onnx";
 import { importAdapter } from "../adapters/import.ts";
 import { type WriteAdapterOptions, writeKohya, writePeft } from "../adapters/write.ts";
 import { resolveAdapter, toModule } from "../expose/expose.ts";
-import { graphIdentity } from "../factors/exposed-adapters.ts";
+import { ExposedModel } from "../exposed/exposed-model.ts";
 import type { Layer } from "../layers/find-layers.ts";
-import { denoiserSlots } from "../model/slots.ts";
 import { type Profile, readProfile } from "../records/profile.ts";
 import { type AdapterGraph, type AdapterGraphOptions, buildAdapterGraph } from "./adapter-graph.ts";
 import { adapterLayers, continueAdapter, initialFactors } from "./factors.ts";
@@ -89,13 +87,7 @@ async function quantizedGraph(
   layers: readonly Layer[],
   options: AdapterGraphOptions,
 ): Promise<AdapterGraph> {
-  if (profile.component !== "unet" || profile.graph !== (await graphIdentity(folder, "unet"))) {
-    throw new InputError({
-      what: "the profile belongs to another graph",
-      file: profileFile,
-      fix: "Make the profile from this exposed folder.",
-    });
-  }
-  const { slots } = await denoiserSlots(folder);
-  return buildQuantizedAdapterGraph(model, slots, profile, layers, options);
+  const exposed = await ExposedModel.open(folder);
+  await exposed.refuse(profile, profileFile);
+  return buildQuantizedAdapterGraph(model, exposed.slots, profile, layers, options);
 }

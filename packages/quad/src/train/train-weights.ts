@@ -3,7 +3,8 @@ import { cp, mkdir, readdir, rename, rm } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { InputError } from "@quad-lora/base";
 import { type PackedParameter, saveModel, Tensor } from "@quad-lora/onnx";
-import { componentFile, loadComponent, type ModelFolder } from "../model/model-folder.ts";
+import { componentFile } from "../model/graph-files.ts";
+import { loadComponent, type ModelFolder } from "../model/model-folder.ts";
 import {
   type CompleteOptions,
   runDefaults,

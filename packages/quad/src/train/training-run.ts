@@ -1,19 +1,13 @@
 import { createHash } from "node:crypto";
 import { existsSync } from "node:fs";
-import { readFile, rm } from "node:fs/promises";
+import { rm } from "node:fs/promises";
 import { totalmem } from "node:os";
 import { basename, dirname, join, resolve } from "node:path";
 import { InputError } from "@quad-lora/base";
 import type { Model } from "@quad-lora/onnx";
-import { z } from "zod";
 import { findLayers, type Layer } from "../layers/find-layers.ts";
-import {
-  loadComponent,
-  type ModelFolder,
-  openModelFolder,
-  parseJsonFile,
-  readScheduler,
-} from "../model/model-folder.ts";
+import { loadComponent, type ModelFolder, openModelFolder, readScheduler } from "../model/model-folder.ts";
+import { pictureSize } from "../model/picture-size.ts";
 import type { TrainingCurve } from "./checkpoint.ts";
 import { readTrainingFolder } from "./dataset.ts";
 import { type DenoiserGraph, type DenoiserGraphOptions, parametersName } from "./denoiser-graph.ts";
@@ -117,11 +111,6 @@ export type TraineeBuilder = (
 
 /** Share of the machine's memory that a training may take. */
 const memoryShare = 0.75;
-
-const sampleSizeSchema = z.looseObject({
-  sample_size: z.union([z.int().positive(), z.tuple([z.int().positive(), z.int().positive()])]).default(64),
-});
-const vaeBlocksSchema = z.looseObject({ block_out_channels: z.array(z.number()).min(1).default([128, 256, 512, 512]) });
 
 /**
  * Trains parameters of a model folder's UNet on a folder of pictures. Goes on from the checkpoint `OUT.checkpoint` where a
@@ -254,31 +243,6 @@ function sampleChannels(model: Model): number {
     file: model.file,
     where: "sample",
   });
-}
-
-/** What the UNet was trained with unless told otherwise; a multiple of the autoencoder's factor. */
-async function pictureSize(
-  folder: string,
-  size: readonly [number, number] | undefined,
-): Promise<{ width: number; height: number }> {
-  const read = async <S extends z.ZodType>(path: string, schema: S): Promise<z.infer<S>> => {
-    const file = join(folder, path);
-    return parseJsonFile(file, existsSync(file) ? await readFile(file, "utf8") : "{}", schema);
-  };
-  const { block_out_channels: blocks } = await read("vae_decoder/config.json", vaeBlocksSchema);
-  const factor = 2 ** (blocks.length - 1);
-  if (size) {
-    const [height, width] = size;
-    if (height % factor === 0 && width % factor === 0) return { width, height };
-    throw new InputError({
-      what: "this size does not fit the model",
-      expected: `multiples of ${factor}`,
-      got: size.join("x"),
-    });
-  }
-  const { sample_size: latent } = await read("unet/config.json", sampleSizeSchema);
-  const [height, width] = typeof latent === "number" ? [latent, latent] : latent;
-  return { width: width * factor, height: height * factor };
 }
 
 /** The graph's weights, wherever they lie. */

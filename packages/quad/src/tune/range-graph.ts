@@ -2,7 +2,7 @@ import { Builder, cloneModel, type Dims, type Model, runPasses, specialize, Tens
 import type { SlotsFile } from "@quad-lora/runtime";
 import { buildLoss, type StudentGraph } from "../distill/student-graph.ts";
 import { fixStrength } from "../expose/fix-factors.ts";
-import { factorDims, slotInputs } from "../model/slots.ts";
+import { factorDims, slotInputs } from "../factors/slot-layout.ts";
 import type { Profile } from "../records/profile.ts";
 import { placeEncodings } from "../simulate/place-encodings.ts";
 import { buildSimulation } from "../simulate/simulation-graph.ts";

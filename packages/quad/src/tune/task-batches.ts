@@ -1,8 +1,9 @@
 import { InputError } from "@quad-lora/base";
+import { elementCount } from "@quad-lora/onnx";
 import type { SlotsFile, TensorData } from "@quad-lora/runtime";
 import { type TeacherBatchOptions, teacherBatches } from "../distill/teacher-batches.ts";
-import type { EncodedAdapter } from "../factors/adapter-encodings.ts";
-import { factorDims, slotInputs } from "../model/slots.ts";
+import type { EncodedAdapter } from "../factors/encode-factors.ts";
+import { factorDims, slotInputs } from "../factors/slot-layout.ts";
 import type { Trajectory } from "../records/trajectory.ts";
 import type { BatchSource } from "../train/training-loop.ts";
 
@@ -68,7 +69,7 @@ export function factorTensors(
   const tensors: Record<string, TensorData> = {};
   for (const [name, shape] of slotInputs(slots)) {
     const dims = factorDims(shape, rank);
-    const data = known.get(name) ?? new Float32Array(dims.reduce((a, b) => a * b, 1));
+    const data = known.get(name) ?? new Float32Array(elementCount(dims));
     tensors[name] = { type: "float32", dims, data };
   }
   return tensors;

@@ -2,17 +2,14 @@ import { createHash } from "node:crypto";
 import { rm } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { InputError } from "@quad-lora/base";
-import { loadModel } from "@quad-lora/onnx";
-import type { SlotsFile, TensorData } from "@quad-lora/runtime";
+import type { TensorData } from "@quad-lora/runtime";
 import { alignBatches, shapeOf } from "../calibrate/calibrate.ts";
 import { rowsPerCall } from "../distill/teacher-batches.ts";
-import { encodeAdapter } from "../factors/adapter-encodings.ts";
-import { loadFactors, refuseOtherGraph } from "../factors/exposed-adapters.ts";
+import { ExposedModel } from "../exposed/exposed-model.ts";
+import { encodeAdapter } from "../factors/encode-factors.ts";
 import { hashFile } from "../files/hash.ts";
 import { decibels } from "../metrics/index.ts";
-import { componentFile, readScheduler } from "../model/model-folder.ts";
-import { denoiserSlots } from "../model/slots.ts";
-import { prepareGraph } from "../quantizable/prepare-graph.ts";
+import { readScheduler } from "../model/model-folder.ts";
 import { type Profile, readProfile, writeProfile } from "../records/profile.ts";
 import { readTrajectory, type Trajectory } from "../records/trajectory.ts";
 import type { TuneSettings } from "../settings/tune.ts";
@@ -65,15 +62,16 @@ export interface TuneProfileResult {
 export async function tuneProfile(options: TuneProfileOptions): Promise<TuneProfileResult> {
   const { exposed, settings, signal } = options;
   const profile = await readProfile(options.profile);
-  const { component, slots } = await denoiserSlots(exposed);
+  const model = await ExposedModel.open(exposed);
+  const { slots } = model;
   const trajectories = alignBatches(await Promise.all(options.trajectories.map(readTrajectory)));
-  await checkProfile(options, profile, component, trajectories);
+  await refuseProfile(options, profile, model, trajectories);
   const { batch: calls, threads, validationShare } = settings;
   const perCall = rowsPerCall(trajectories[0]);
-  const { rank, tensors, hashes } = await adaptersOf(options, profile, slots, trajectories);
+  const { rank, tensors, hashes } = await encodedFactors(model, profile, trajectories);
   const { height, width, tokens } = profile.shape;
   const shape = { batch: calls * perCall, height, width, tokens };
-  const prepared = await prepareGraph(loadModel(componentFile(exposed, component)), slots, shape);
+  const prepared = await model.prepare(shape);
   const { training, forward, groups, timestep, batchInputs } = await buildRangeGraph(prepared, slots, profile, {
     ...{ calls, rank, rowsPerCall: perCall, weightDecay: 0 },
     ...{ reconstruction: settings.reconstruction, guided: settings.guided, clipNorm: settings.clipNorm },
@@ -141,16 +139,16 @@ export async function tuneProfile(options: TuneProfileOptions): Promise<TuneProf
   }
 }
 
-async function checkProfile(
-  { exposed, profile: file, settings }: TuneProfileOptions,
+async function refuseProfile(
+  { profile: file, settings }: TuneProfileOptions,
   profile: Profile,
-  component: string,
+  model: ExposedModel,
   trajectories: readonly Trajectory[],
 ): Promise<void> {
   if (settings.steps < 1) {
     throw new InputError({ what: "there is nothing to do in 0 steps", where: "tune.steps", expected: "1 or more" });
   }
-  await refuseOtherGraph(profile, exposed, component, file);
+  await model.refuse(profile, file);
   const { height, width, tokens } = profile.shape;
   const recorded = shapeOf(trajectories);
   if (recorded.height === height && recorded.width === width && recorded.tokens === tokens) return;
@@ -163,15 +161,10 @@ async function checkProfile(
 }
 
 /** Every task's values for the adapter inputs, on the profile's grids and of one rank, and hashes of where they are from. */
-async function adaptersOf(
-  { exposed }: TuneProfileOptions,
-  profile: Profile,
-  slots: SlotsFile["components"][string],
-  trajectories: readonly Trajectory[],
-) {
+async function encodedFactors(model: ExposedModel, profile: Profile, trajectories: readonly Trajectory[]) {
+  const { slots } = model;
   const names = trajectories.map(({ task }) => task);
-  const folder = join(exposed, "adapters");
-  const { factors, rank } = await loadFactors(exposed, slots, names, folder, profile.rank);
+  const { factors, rank } = await model.factors(names, profile.rank);
   const scales = new Map(Object.entries(profile.slots));
   const { adapterBits, align } = profile.policy;
   const tensors = new Map<string, Record<string, TensorData>>();
@@ -180,7 +173,7 @@ async function adaptersOf(
     const given = factors.get(name);
     const values = given ? encodeAdapter(given, slots.slots, scales, adapterBits, align).values : null;
     tensors.set(name, factorTensors(slots, rank, values));
-    if (given) hashes[name] = await hashFile(join(folder, `${name}.safetensors`));
+    if (given) hashes[name] = await hashFile(model.factorPath(name));
   }
   return { rank, tensors, hashes };
 }

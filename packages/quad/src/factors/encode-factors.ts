@@ -2,6 +2,7 @@ import type { SafetensorsInput } from "@quad-lora/base";
 import type { Slot } from "@quad-lora/runtime";
 import { alignToGrid, type Factors, factorScales, productError } from "../alignment/index.ts";
 import { type BitWidth, clippedShare, dequantize, type Encoding, quantize } from "../quantization/index.ts";
+import { factorDims, graphToMatrices, matricesToGraph } from "./slot-layout.ts";
 
 /** Scales of one slot's two factors: symmetric, one for the whole tensor, shared by all adapters of a profile. */
 export interface SlotScales {
@@ -12,7 +13,7 @@ export interface SlotScales {
 /** An adapter's factors by slot name, as matrices: A `[in, rank]` (convolutions: `[in * kh * kw, rank]`), B `[rank, out]`. */
 export type AdapterFactors = Map<string, Factors>;
 
-/** Reads an exposed adapter's tensors (in graph layout, padded to `rank`) into matrices. */
+/** An adapter's tensors (in graph layout, of rank `fileRank`) as matrices of rank `rank`; slots that it lacks are left out. */
 export function factorsOf(
   tensors: ReadonlyMap<string, Float32Array>,
   slots: readonly Slot[],
@@ -23,19 +24,7 @@ export function factorsOf(
   for (const slot of slots) {
     const a = tensors.get(slot.inputA);
     const b = tensors.get(slot.inputB);
-    if (!a || !b) continue;
-    const inFeatures = a.length / fileRank;
-    const outFeatures = b.length / fileRank;
-    const isConv = slot.kind === "conv";
-    factors.set(slot.name, {
-      A: resize(isConv ? transpose(a, fileRank, inFeatures) : a, inFeatures, fileRank, rank),
-      B: isConv
-        ? resizeRows(transpose(b, outFeatures, fileRank), rank * outFeatures)
-        : resizeRows(b, rank * outFeatures),
-      inFeatures,
-      rank,
-      outFeatures,
-    });
+    if (a && b) factors.set(slot.name, graphToMatrices(slot, { a, b }, fileRank, rank));
   }
   return factors;
 }
@@ -130,14 +119,12 @@ export function encodeAdapter(
       clippedA: placed.clippedA,
       clippedB: placed.clippedB,
     });
-    const isConv = slot.kind === "conv";
-    const shape = (dims: Slot["shapeA"]) => dims.map((dim) => (dim === "rank" ? given.rank : dim));
-    const a = isConv ? transpose(placed.A, given.inFeatures, given.rank) : placed.A;
-    const b = isConv ? transpose(placed.B, given.rank, given.outFeatures) : placed.B;
-    for (const [name, data, dims, step] of [
-      [slot.inputA, a, shape(slot.shapeA), scale.a],
-      [slot.inputB, b, shape(slot.shapeB), scale.b],
+    const { a, b } = matricesToGraph(slot, { ...placed, rank });
+    for (const [name, data, shape, step] of [
+      [slot.inputA, a, slot.shapeA, scale.a],
+      [slot.inputB, b, slot.shapeB, scale.b],
     ] as const) {
+      const dims = factorDims(shape, rank);
       const encoding = factorEncoding(step, bits);
       const quantized = quantize(data, dims, encoding);
       codes.push({ name, dtype: bits === 8 ? "I8" : "I16", shape: dims, data: quantized });
@@ -157,28 +144,4 @@ function plain({ A, B, ...sizes }: Factors, scale: SlotScales, bits: BitWidth) {
   const clippedA = clippedShare(A, factorEncoding(scale.a, bits));
   const clippedB = clippedShare(B, factorEncoding(scale.b, bits));
   return { A, B, error, errorBefore: error, clippedA, clippedB };
-}
-
-/** `[rows, columns]` -> `[columns, rows]` */
-export function transpose(matrix: Float32Array, rows: number, columns: number): Float32Array<ArrayBuffer> {
-  const result = new Float32Array(matrix.length);
-  for (let row = 0; row < rows; row++) {
-    for (let column = 0; column < columns; column++) result[column * rows + row] = matrix[row * columns + column];
-  }
-  return result;
-}
-
-/** `[rows, columns]` -> `[rows, width]`, padded with zeros. */
-function resize(matrix: Float32Array, rows: number, columns: number, width: number): Float32Array {
-  if (width === columns) return matrix;
-  const result = new Float32Array(rows * width);
-  for (let row = 0; row < rows; row++) result.set(matrix.subarray(row * columns, (row + 1) * columns), row * width);
-  return result;
-}
-
-function resizeRows(matrix: Float32Array, length: number): Float32Array {
-  if (matrix.length === length) return matrix;
-  const result = new Float32Array(length);
-  result.set(matrix);
-  return result;
 }
