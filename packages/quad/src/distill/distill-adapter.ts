@@ -2,7 +2,6 @@ import { createHash } from "node:crypto";
 import { readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { InputError } from "@quad-lora/base";
-import { shapeOf } from "../calibrate/calibrate.ts";
 import { ExposedModel } from "../exposed/exposed-model.ts";
 import { encodeAdapter, factorsOf } from "../factors/encode-factors.ts";
 import { factorMetadata, readFactorFile } from "../factors/factor-file.ts";
@@ -10,6 +9,8 @@ import { otherFactors } from "../factors/other-factors.ts";
 import { hashFile } from "../files/hash.ts";
 import { writeSafetensors } from "../files/safetensors.ts";
 import { decibels } from "../metrics/index.ts";
+import { describeShape, isSameSize } from "../model/denoiser.ts";
+import { shapeOf } from "../model/denoiser-calls.ts";
 import { readScheduler } from "../model/model-folder.ts";
 import { readProfile } from "../records/profile.ts";
 import { readTrajectory } from "../records/trajectory.ts";
@@ -95,18 +96,16 @@ export async function distillAdapter(options: DistillAdapterOptions): Promise<Di
   const trajectory = await readTrajectory(options.trajectory);
   const calls = settings.batch;
   const perCall = rowsPerCall(trajectory);
-  const { height, width, tokens } = profile.shape;
   const drawn = shapeOf([trajectory]);
-  if (drawn.height !== height || drawn.width !== width || drawn.tokens !== tokens) {
+  if (!isSameSize(drawn, profile.shape)) {
     throw new InputError({
       what: "the teacher drew pictures of another size than the profile is for",
       file: options.trajectory,
-      expected: `latents ${height} x ${width}, ${tokens} tokens`,
-      got: `latents ${drawn.height} x ${drawn.width}, ${drawn.tokens} tokens`,
+      expected: describeShape(profile.shape),
+      got: describeShape(drawn),
     });
   }
-  const shape = { batch: calls * perCall, height, width, tokens };
-  const prepared = await model.prepare(shape);
+  const prepared = await model.prepare({ ...profile.shape, batch: calls * perCall });
   const { features, featureBlocks } = settings;
   const blocks = features > 0 ? findFeatureBlocks(prepared, featureBlocks) : [];
   const student = await buildStudent(prepared, slots, profile, inputs, {

@@ -1,5 +1,6 @@
 import { z } from "zod";
 import { readRecord, writeRecord } from "../files/json.ts";
+import { denoiserShapeSchema } from "../model/denoiser.ts";
 import type { Encoding } from "../quantization/index.ts";
 import { policySchema } from "../settings/policy.ts";
 import { targetNames } from "../targets/index.ts";
@@ -21,7 +22,7 @@ const profileSchema = z.strictObject({
   graph: z.string(),
   placement: z.enum(targetNames),
   /** What the graph was fixed to. */
-  shape: z.strictObject({ batch: z.int(), height: z.int(), width: z.int(), tokens: z.int() }),
+  shape: denoiserShapeSchema,
   /** The largest rank among the adapters: that of a graph of fixed rank, and of the padded factors that scores were taken with. */
   rank: z.int().positive(),
   policy: policySchema,

@@ -3,12 +3,13 @@ import { rm } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { InputError } from "@quad-lora/base";
 import type { TensorData } from "@quad-lora/runtime";
-import { alignBatches, shapeOf } from "../calibrate/calibrate.ts";
 import { rowsPerCall } from "../distill/teacher-batches.ts";
 import { ExposedModel } from "../exposed/exposed-model.ts";
 import { encodeAdapter } from "../factors/encode-factors.ts";
 import { hashFile } from "../files/hash.ts";
 import { decibels } from "../metrics/index.ts";
+import { describeShape, isSameSize } from "../model/denoiser.ts";
+import { alignBatches, shapeOf } from "../model/denoiser-calls.ts";
 import { readScheduler } from "../model/model-folder.ts";
 import { type Profile, readProfile, writeProfile } from "../records/profile.ts";
 import { readTrajectory, type Trajectory } from "../records/trajectory.ts";
@@ -69,9 +70,7 @@ export async function tuneProfile(options: TuneProfileOptions): Promise<TuneProf
   const { batch: calls, threads, validationShare } = settings;
   const perCall = rowsPerCall(trajectories[0]);
   const { rank, tensors, hashes } = await encodedFactors(model, profile, trajectories);
-  const { height, width, tokens } = profile.shape;
-  const shape = { batch: calls * perCall, height, width, tokens };
-  const prepared = await model.prepare(shape);
+  const prepared = await model.prepare({ ...profile.shape, batch: calls * perCall });
   const { training, forward, groups, timestep, batchInputs } = await buildRangeGraph(prepared, slots, profile, {
     ...{ calls, rank, rowsPerCall: perCall, weightDecay: 0 },
     ...{ reconstruction: settings.reconstruction, guided: settings.guided, clipNorm: settings.clipNorm },
@@ -149,14 +148,13 @@ async function refuseProfile(
     throw new InputError({ what: "there is nothing to do in 0 steps", where: "tune.steps", expected: "1 or more" });
   }
   await model.refuse(profile, file);
-  const { height, width, tokens } = profile.shape;
   const recorded = shapeOf(trajectories);
-  if (recorded.height === height && recorded.width === width && recorded.tokens === tokens) return;
+  if (isSameSize(recorded, profile.shape)) return;
   throw new InputError({
     what: "the calibration pictures have another size than the profile is for",
     file,
-    expected: `latents ${height} x ${width}, ${tokens} tokens`,
-    got: `latents ${recorded.height} x ${recorded.width}, ${recorded.tokens} tokens`,
+    expected: describeShape(profile.shape),
+    got: describeShape(recorded),
   });
 }
 
