@@ -67,13 +67,18 @@ export class Autoencoder {
     return latents;
   }
 
+  /** Scaled latents as the decoder takes them. */
+  unscale(latents: Float32Array): Float32Array {
+    const { scaling_factor: scale, shift_factor } = this.config;
+    const shift = shift_factor ?? 0;
+    return latents.map((value) => value / scale + shift);
+  }
+
   /** The picture of scaled latents. */
   async decode(latents: Float32Array, width: number, height: number): Promise<RgbImage & { data: Uint8Array }> {
     const port = this.decoder.input("latent_sample");
-    const { scaling_factor: scale, shift_factor } = this.config;
-    const shift = shift_factor ?? 0;
-    const unscaled = latents.map((value) => value / scale + shift);
     const dims = [1, this.latentChannels, height / this.factor, width / this.factor];
+    const unscaled = this.unscale(latents);
     const outputs = await this.decoder.run({ [port.name]: floatTensor(this.#ort, port.type, unscaled, dims) });
     const sample = outputs.sample ?? Object.values(outputs)[0];
     return planesToImage(floatsOf(sample), width, height);

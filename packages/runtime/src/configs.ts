@@ -44,11 +44,11 @@ export type SlotsFile = z.infer<typeof slotsFileSchema>;
 /** One adaptable layer: its kind, and the names and shapes of its two graph inputs. */
 export type Slot = z.infer<typeof slotSchema>;
 
-/** What the runtime needs of diffusers' `UNet2DConditionModel` configuration; the graph itself overrides it. */
-export const unetConfigSchema = z.looseObject({
+/** What the runtime needs of a denoiser's configuration; the graph itself overrides it. */
+export const denoiserConfigSchema = z.looseObject({
   in_channels: z.optional(z.int().check(z.positive())),
   /** Latent size: one number, or height and width. */
-  sample_size: z.optional(
+  sample_size: z.nullish(
     z.union([z.int().check(z.positive()), z.tuple([z.int().check(z.positive()), z.int().check(z.positive())])]),
   ),
 });

@@ -1,4 +1,4 @@
-import { unetConfigSchema, type VaeConfig, vaeConfigSchema } from "./configs.ts";
+import { denoiserConfigSchema, type VaeConfig, vaeConfigSchema } from "./configs.ts";
 import { type FolderFiles, readJson } from "./files.ts";
 
 /** Width and height in pixels. */
@@ -20,17 +20,24 @@ export function pixelsPerLatent(config: VaeConfig): number {
 }
 
 /**
- * The size that a model draws when nothing says otherwise: a graph's fixed one, else the one that its UNet was trained with.
+ * The size that a model draws when nothing says otherwise: a graph's fixed one, else the one that its denoiser was trained with.
  *
- * @param sampleShape - shape of the UNet's input `sample`, `[batch, channels, height, width]`; unknown lengths are not numbers
+ * @param sampleShape - shape of the denoiser's input for latents; unknown lengths are not numbers. Only of
+ *   `[batch, channels, height, width]` lengths are taken
+ * @param denoiser - folder of the denoiser
+ * @param size - in latents, where the denoiser's configuration has none
  * @throws InputError when a configuration is broken
  */
-export async function readDefaultSize(files: FolderFiles, sampleShape: readonly unknown[]): Promise<PictureSize> {
-  const path = "unet/config.json";
-  const config = (await files.exists(path)) ? await readJson(files, path, unetConfigSchema) : {};
-  const size = config.sample_size ?? 64;
+export async function readDefaultSize(
+  files: FolderFiles,
+  sampleShape: readonly unknown[],
+  { denoiser = "unet", size: usual = 64 }: { denoiser?: string; size?: number } = {},
+): Promise<PictureSize> {
+  const path = `${denoiser}/config.json`;
+  const config = (await files.exists(path)) ? await readJson(files, path, denoiserConfigSchema) : {};
+  const size = config.sample_size ?? usual;
   const [height, width] = typeof size === "number" ? [size, size] : size;
-  const [, , fixedHeight, fixedWidth] = sampleShape;
+  const [fixedHeight, fixedWidth] = sampleShape.length === 4 ? sampleShape.slice(2) : [];
   const factor = pixelsPerLatent(await readVaeConfig(files));
   return {
     width: factor * (typeof fixedWidth === "number" ? fixedWidth : width),

@@ -1,20 +1,13 @@
-import { InputError } from "@quad-lora/base";
 import type { Tensor } from "onnxruntime-common";
-import {
-  type Component,
-  FloatInput,
-  floatsOf,
-  type OrtModule,
-  type TensorData,
-  TimestepInput,
-  tensorData,
-} from "./ort.ts";
+import type { Companion, Conditions, Family, Guided, LatentLayout, Row } from "./families/family.ts";
+import { combineRows, rescale } from "./families/guidance.ts";
+import { conditionTensors, type LatentSize, rowsPerRun, SampleInput, timestepInput } from "./network-inputs.ts";
+import { type Component, floatsOf, type OrtModule, type TensorData, tensorData } from "./ort.ts";
 import type { Scheduler } from "./schedulers/index.ts";
-import type { PromptEncoding } from "./text-encoder.ts";
 
 /** What is known after a step. */
 export interface StepInfo {
-  /** 1 after the first evaluation of the UNet in this run. */
+  /** 1 after the first evaluation of the denoiser in this run. */
   step: number;
   /** Evaluations in this run: fewer than the steps asked for when it starts from a picture, more with some schedulers. */
   steps: number;
@@ -28,30 +21,33 @@ export interface ModelRun {
   /** Index among the time steps of this generation, 0 first. */
   step: number;
   steps: number;
-  /** The graph's inputs by name, adapter inputs left out. Buffers are reused: copy what you keep. */
+  /** All of the graph's own inputs by name, adapter inputs left out. Buffers are reused: copy what you keep. */
   inputs: Readonly<Record<string, TensorData>>;
-  /** The network's prediction `[batch, channels, height, width]`. */
+  /** The network's prediction `[batch, channels, height, width]`, or as the family packs it. */
   output: TensorData;
 }
 
-/** A denoising run, with everything encoded. Sizes are in latents. */
+/** A graph with the tensors of its adapter inputs. */
+export interface Network {
+  readonly graph: Component;
+  readonly adapters: Record<string, Tensor>;
+}
+
+/** A denoising run, with everything encoded. */
 export interface DenoiseInputs {
   ort: OrtModule;
-  unet: Component;
+  family: Pick<Family, "sample" | "output" | "timestep">;
+  denoiser: Network;
+  /** A network that runs before the denoiser, with inputs of its own. */
+  companion: (Network & { definition: Companion; conditions: Conditions }) | undefined;
   scheduler: Scheduler;
-  /** Tensors for the UNet's adapter inputs. */
-  adapters: Record<string, Tensor>;
   /** Where the scheduler's first step begins: `[channels, height, width]`. Changed in place. */
   latents: Float32Array;
-  latentChannels: number;
-  height: number;
-  width: number;
-  /** Channels behind the latents, the same at every step: `[more channels, height, width]`, possibly none. */
-  conditioning: Float32Array;
-  prompt: PromptEncoding;
-  /** For guidance; without it the UNet sees only the prompt. */
-  unconditional: PromptEncoding | undefined;
-  guidance: number;
+  size: LatentSize;
+  layout: LatentLayout | undefined;
+  guided: Guided;
+  /** Share by which guided predictions get back the spread of the last row's, 0 to 1. */
+  guidanceRescale: number;
   /** Index of the first time step to take. */
   firstIndex: number;
   /** Draws unit-variance noise for one step, for schedulers that add some; may reuse its array. */
@@ -62,90 +58,108 @@ export interface DenoiseInputs {
 }
 
 /**
- * The denoising loop: `prediction = unconditional + guidance (conditional - unconditional)` (Ho and Salimans,
- * "Classifier-free diffusion guidance", 2022), then one step of the scheduler. All buffers are made before the first step.
+ * The denoising loop: at every time step the network's predictions for all rows, guidance between them, then one step of the
+ * scheduler. All buffers are made before the first step.
  *
  * The final scaled latents stand in `inputs.latents`.
  *
  * @throws the signal's reason when aborted, checked before every step
  */
 export async function denoise(inputs: DenoiseInputs): Promise<void> {
-  const { ort, unet, scheduler, latentChannels, height, width, prompt, unconditional, guidance } = inputs;
-  const plane = height * width;
-  const latentSize = latentChannels * plane;
-  const rowSize = latentSize + inputs.conditioning.length;
-  const rows = unconditional ? [unconditional, prompt] : [prompt];
-
-  const samplePort = unet.input("sample");
-  const statesPort = unet.input("encoder_hidden_states");
-  const batch = runBatch(samplePort.shape[0], rows.length, unet.file);
-  const runs = Math.max(1, rows.length / batch);
-
-  const sample = new FloatInput(ort, samplePort, [batch, rowSize / plane, height, width]);
-  const timestep = new TimestepInput(ort, unet.input("timestep"));
-  const states = Array.from({ length: runs }, (_, run) => {
-    const input = new FloatInput(ort, statesPort, [batch, prompt.tokens, prompt.width]);
-    for (let row = 0; row < batch; row++) {
-      const { values } = rows[(run * batch + row) % rows.length];
-      if (values.length !== prompt.values.length) throw new Error("prompt encodings differ in size");
-      input.values.set(values, row * values.length);
-    }
-    input.commit();
-    return input.tensor;
+  const { family, scheduler, latents, guided, guidanceRescale, firstIndex } = inputs;
+  const { rows, strengths } = guided;
+  const rowsOfRun = rowsPerRun(inputs.denoiser.graph.input(family.sample), rows.length);
+  const runs = Array.from({ length: Math.ceil(rows.length / rowsOfRun) }, (_, run) => {
+    // A graph of a fixed batch gets rows again where there are none left.
+    const own = Array.from({ length: rowsOfRun }, (_, row) => rows[(run * rowsOfRun + row) % rows.length]);
+    return new Run(inputs, own);
   });
-  for (let row = 0; row < batch; row++) sample.values.set(inputs.conditioning, row * rowSize + latentSize);
-  const feeds: Record<string, Tensor> = {
-    ...inputs.adapters,
-    [samplePort.name]: sample.tensor,
-    [unet.input("timestep").name]: timestep.tensor,
-  };
-
-  const ownInputs = [samplePort.name, unet.input("timestep").name, statesPort.name];
-  const { latents } = inputs;
-  const scaled = new Float32Array(latentSize);
-  const prediction = new Float32Array(latentSize);
-  const predictions: Float32Array[] = [];
-  const steps = scheduler.timesteps.length - inputs.firstIndex;
-  for (let index = inputs.firstIndex; index < scheduler.timesteps.length; index++) {
+  const scaled = new Float32Array(latents.length);
+  const prediction = new Float32Array(latents.length);
+  const predictions = rows.map(() => new Float32Array(latents.length));
+  const steps = scheduler.timesteps.length - firstIndex;
+  for (let index = firstIndex; index < scheduler.timesteps.length; index++) {
     inputs.signal?.throwIfAborted();
+    const timestep = scheduler.timesteps[index];
     scheduler.scaleModelInput(latents, index, scaled);
-    for (let row = 0; row < batch; row++) sample.values.set(scaled, row * rowSize);
-    sample.commit();
-    timestep.set(scheduler.timesteps[index]);
-    for (let run = 0; run < runs; run++) {
-      feeds[statesPort.name] = states[run];
-      const outputs = await unet.run(feeds);
-      const output = outputs.out_sample ?? Object.values(outputs)[0];
-      const values = floatsOf(output);
-      inputs.onModelRun?.({
-        step: index - inputs.firstIndex,
-        steps,
-        inputs: Object.fromEntries(ownInputs.map((name) => [name, tensorData(feeds[name])])),
-        output: tensorData(output),
-      });
-      for (let row = 0; row < batch; row++) {
-        predictions[run * batch + row] = values.subarray(row * latentSize, (row + 1) * latentSize);
-      }
+    for (const [number, run] of runs.entries()) {
+      const output = await run.predict(scaled, timestep * family.timestep.scale, predictions, number * rowsOfRun);
+      inputs.onModelRun?.({ step: index - firstIndex, steps, inputs: run.ownInputs(), output: tensorData(output) });
     }
-    const [first, second] = predictions as [Float32Array, Float32Array];
-    if (unconditional) {
-      for (let i = 0; i < latentSize; i++) prediction[i] = first[i] + guidance * (second[i] - first[i]);
-    } else {
-      prediction.set(first);
-    }
+    combineRows(predictions, strengths, prediction);
+    if (guidanceRescale > 0 && rows.length > 1) rescale(prediction, predictions[rows.length - 1], guidanceRescale);
     scheduler.step(prediction, index, latents, latents, inputs.stepNoise);
-    inputs.onStep?.({ step: index - inputs.firstIndex + 1, steps, timestep: scheduler.timesteps[index], latents });
+    inputs.onStep?.({ step: index - firstIndex + 1, steps, timestep, latents });
   }
 }
 
-/** Rows per run of the UNet: as many as are wanted, unless the graph's batch is fixed (compiled for a device, say). */
-function runBatch(graphBatch: number | string | undefined, rows: number, file: string): number {
-  if (typeof graphBatch !== "number" || graphBatch === rows) return rows;
-  if (graphBatch === 1 || graphBatch === 2) return graphBatch;
-  throw new InputError({
-    what: "the graph's batch size is fixed to something else",
-    file,
-    expected: "1, 2 or dynamic",
-    got: String(graphBatch),
-  });
+/** The rows of a batch that go through the network at once. */
+class Run {
+  readonly #inputs: DenoiseInputs;
+  readonly #rows: number;
+  readonly #sample: SampleInput;
+  readonly #timesteps: ReturnType<typeof timestepInput>[] = [];
+  /** All inputs of the denoiser; those of the companion's outputs are renewed at every step. */
+  readonly #feeds: Record<string, Tensor> = {};
+  readonly #companionFeeds: Record<string, Tensor> = {};
+
+  constructor(inputs: DenoiseInputs, rows: readonly Row[]) {
+    const { ort, family, denoiser, companion, size, layout } = inputs;
+    this.#inputs = inputs;
+    this.#rows = rows.length;
+    const port = denoiser.graph.input(family.sample);
+    this.#sample = new SampleInput(ort, port, rows.length, size, rows[0].behind?.length ?? 0, layout);
+    this.#sample.setBehind(rows);
+    const conditions = rows.map((row) => row.conditions);
+    this.#fill(this.#feeds, denoiser.graph, conditions);
+    if (!companion) return;
+    const known = Object.keys(conditions[0]).filter((name) => companion.graph.inputs.has(name));
+    const shared = conditions.map((row) => Object.fromEntries(known.map((name) => [name, row[name]])));
+    this.#fill(
+      this.#companionFeeds,
+      companion.graph,
+      shared.map((row) => ({ ...row, ...companion.conditions })),
+    );
+  }
+
+  #fill(feeds: Record<string, Tensor>, graph: Component, conditions: readonly Conditions[]): void {
+    const { ort, family } = this.#inputs;
+    const timestep = timestepInput(ort, graph, family.timestep.perRow ? this.#rows : 1);
+    this.#timesteps.push(timestep);
+    feeds[graph.input(family.sample).name] = this.#sample.tensor;
+    feeds[timestep.name] = timestep.input.tensor;
+    Object.assign(feeds, conditionTensors(ort, graph, conditions));
+  }
+
+  /** The denoiser's inputs, as they were in the last {@link predict}. */
+  ownInputs(): Record<string, TensorData> {
+    return Object.fromEntries(Object.entries(this.#feeds).map(([name, tensor]) => [name, tensorData(tensor)]));
+  }
+
+  /** Writes predictions as `[channels, height, width]`, from entry `first` on; gives the network's output, too. */
+  async predict(
+    latents: Float32Array,
+    timestep: number,
+    predictions: readonly Float32Array[],
+    first: number,
+  ): Promise<Tensor> {
+    const { denoiser, companion, family, layout } = this.#inputs;
+    this.#sample.setLatents(latents);
+    for (const { input } of this.#timesteps) input.set(timestep);
+    if (companion) {
+      const outputs = await companion.graph.run({ ...companion.adapters, ...this.#companionFeeds });
+      for (const [name, tensor] of Object.entries(outputs)) this.#feeds[companion.definition.inputFor(name)] = tensor;
+    }
+    const outputs = await denoiser.graph.run({ ...denoiser.adapters, ...this.#feeds });
+    const output = outputs[family.output] ?? Object.values(outputs)[0];
+    const values = floatsOf(output);
+    const rowSize = values.length / this.#rows;
+    predictions.slice(first, first + this.#rows).forEach((prediction, row) => {
+      const own = values.subarray(row * rowSize, (row + 1) * rowSize);
+      if (layout) layout.unpack(own, prediction);
+      // What stands behind the prediction is a variance, which no scheduler here uses.
+      else prediction.set(own.subarray(0, prediction.length));
+    });
+    return output;
+  }
 }

@@ -4,8 +4,30 @@ export { AdapterBank, type AdapterFeeds, type Strengths } from "./adapters.ts";
 export { type Slot, type SlotsFile, slotsFileSchema } from "./configs.ts";
 export { type PictureSize, pixelsPerLatent, readDefaultSize, readVaeConfig } from "./default-size.ts";
 export type { ModelRun, StepInfo } from "./denoise.ts";
+export type {
+  Companion,
+  Conditions,
+  Drawing,
+  EncoderDefinition,
+  Family,
+  Guided,
+  ImageUse,
+  LatentLayout,
+  PromptEncoding,
+  Prompts,
+  Row,
+  RowInput,
+} from "./families/family.ts";
+export {
+  chooseFamily,
+  denoiserFolder,
+  families,
+  familiesOfClass,
+  type ModelIndex,
+  readModelIndex,
+} from "./families/index.ts";
 export { type FetchOptions, type FolderFiles, fetchFiles, parseJson, readJson } from "./files.ts";
-export type { GeneratedImage, GenerateOptions } from "./generate.ts";
+export type { GeneratedImage, GenerateOptions } from "./generate-options.ts";
 export { type Mask, type RgbImage, resizeNearest, rgbaFromRgb, rgbFromRgba } from "./images.ts";
 export {
   type AdapterFit,
@@ -22,8 +44,9 @@ export {
 export * from "./noise.ts";
 export { type OnnxAdapter, type OnnxAdapterParameter, readOnnxAdapter, writeOnnxAdapter } from "./onnx-adapter.ts";
 export { type OpenedBundle, openBundle, type TrustOptions } from "./open-bundle.ts";
+export { type OpenOptions, openPipeline } from "./open-pipeline.ts";
 export type { OrtModule, TensorData } from "./ort.ts";
-export { type OpenOptions, openPipeline, Pipeline, type Selection } from "./pipeline.ts";
+export { Pipeline, type Selection } from "./pipeline.ts";
 export * from "./schedulers/index.ts";
 export { graphHash } from "./sha256.ts";
 export {
@@ -35,4 +58,4 @@ export {
   verifySignature,
 } from "./signature.ts";
 export { adaptersOfTask, type Task, type TasksFile, tasksFileSchema, tasksOfAdapters } from "./tasks.ts";
-export { loadTokenizer, type PromptTokenizer } from "./tokenizer.ts";
+export { loadTokenizer, type PromptTokenizer, type TokenizerOptions } from "./tokenizer.ts";

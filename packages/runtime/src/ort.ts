@@ -5,7 +5,8 @@ import type { FolderFiles } from "./files.ts";
 // Everything that is particular to ONNX Runtime's JavaScript packages stays in this file.
 
 /** The parts used of `onnxruntime-node`, `onnxruntime-web/wasm` or `onnxruntime-web/webgpu`. */
-export type OrtModule = Pick<typeof import("onnxruntime-common"), "InferenceSession" | "Tensor">;
+export type OrtModule = Pick<typeof import("onnxruntime-common"), "InferenceSession" | "Tensor"> &
+  Partial<Pick<typeof import("onnxruntime-common"), "env">>;
 
 /** Tensor contents without a runtime: what low-level calls take and give. */
 export interface TensorData {
@@ -25,13 +26,33 @@ export interface Port {
 /** Names that exporters give to a model's external data: Optimum, torch's dynamo exporter, older diffusers. */
 const externalDataNames = ["model.onnx_data", "model.onnx.data", "weights.pb"];
 
-/** Web sessions share one WebAssembly instance that must not be entered twice: everything waits for what came before. */
-let queue: Promise<unknown> = Promise.resolve();
+/** Work that waits for what came before. */
+class Queue {
+  #last: Promise<unknown> = Promise.resolve();
 
-function inTurn<Result>(work: () => Promise<Result>): Promise<Result> {
-  const result = queue.then(work);
-  queue = result.catch(() => undefined);
-  return result;
+  inTurn<Result>(work: () => Promise<Result>): Promise<Result> {
+    const result = this.#last.then(work);
+    this.#last = result.catch(() => undefined);
+    return result;
+  }
+}
+
+const queues = new WeakMap<OrtModule, Queue>();
+
+/**
+ * Web sessions share one WebAssembly instance that must not be entered twice: all of a module's work waits in one queue.
+ * Native sessions know nothing of each other; there each has a queue, so that it is not freed while it runs.
+ */
+function queueFor(ort: OrtModule): Queue {
+  if (isNative(ort)) return new Queue();
+  const queue = queues.get(ort) ?? new Queue();
+  queues.set(ort, queue);
+  return queue;
+}
+
+/** `env` is shared by all packages that are loaded with the same onnxruntime-common: each notes its version there. */
+function isNative({ env }: OrtModule): boolean {
+  return env?.versions?.node !== undefined && env.versions.web === undefined;
 }
 
 /** One graph of a pipeline, opened once. */
@@ -42,11 +63,13 @@ export class Component {
   readonly inputs: ReadonlyMap<string, Port>;
   readonly outputs: ReadonlyMap<string, Port>;
   readonly #session: InferenceSession;
+  readonly #queue: Queue;
 
-  private constructor(name: string, file: string, session: InferenceSession) {
+  private constructor(name: string, file: string, session: InferenceSession, queue: Queue) {
     this.name = name;
     this.file = file;
     this.#session = session;
+    this.#queue = queue;
     this.inputs = ports(session.inputMetadata);
     this.outputs = ports(session.outputMetadata);
   }
@@ -68,7 +91,7 @@ export class Component {
       throw new InputError({
         what: "is missing",
         file,
-        fix: "The folder needs the ONNX layout of diffusers or Optimum: unet/, text_encoder/, vae_decoder/ with a model.onnx each.",
+        fix: "The folder needs the ONNX layout of diffusers or Optimum: a model.onnx in the folder of every component.",
       });
     }
     const local = files.localPath?.(path);
@@ -82,11 +105,12 @@ export class Component {
     }
     const settings = await withExactProducts(ort, options);
     const merged = externalData.length > 0 ? { ...settings, externalData } : settings;
+    const queue = queueFor(ort);
     try {
-      const session = await inTurn(() =>
+      const session = await queue.inTurn(() =>
         bytes ? ort.InferenceSession.create(bytes, merged) : ort.InferenceSession.create(local!, merged),
       );
-      return new Component(name, file, session);
+      return new Component(name, file, session, queue);
     } catch (error) {
       throw new InputError({ what: "ONNX Runtime cannot open the graph", file, got: oneLine(error) });
     }
@@ -99,7 +123,7 @@ export class Component {
    */
   async run(feeds: Record<string, Tensor>): Promise<Record<string, Tensor>> {
     this.#check(feeds);
-    return inTurn(() => this.#session.run(feeds));
+    return this.#queue.inTurn(() => this.#session.run(feeds));
   }
 
   /** The input port of one of these names. */
@@ -118,7 +142,7 @@ export class Component {
 
   /** Frees the session's memory; the component is unusable afterwards. */
   async release(): Promise<void> {
-    await inTurn(() => this.#session.release());
+    await this.#queue.inTurn(() => this.#session.release());
   }
 
   #check(feeds: Record<string, Tensor>): void {
@@ -181,13 +205,14 @@ async function withExactProducts(
 
 async function productsOverflow(ort: OrtModule): Promise<boolean> {
   const bytes = Uint8Array.from(atob(probeModel), (character) => character.charCodeAt(0));
-  const session = await inTurn(() => ort.InferenceSession.create(bytes, { logSeverityLevel: 4 }));
+  const queue = queueFor(ort);
+  const session = await queue.inTurn(() => ort.InferenceSession.create(bytes, { logSeverityLevel: 4 }));
   try {
     const x = new ort.Tensor("uint8", new Uint8Array(32).fill(255), [4, 8]);
-    const outputs = await inTurn(() => session.run({ x }));
+    const outputs = await queue.inTurn(() => session.run({ x }));
     return (outputs.y!.data as Float32Array)[0] !== 8 * 255 * 127;
   } finally {
-    await inTurn(() => session.release());
+    await queue.inTurn(() => session.release());
   }
 }
 
@@ -239,14 +264,14 @@ export class FloatInput {
 
 /**
  * The time step input: exporters disagree on int64, int32 or a float type, and on rank 0 or 1.
- * A symbolic first dimension becomes 1, which the graph broadcasts over the batch.
+ * A symbolic first dimension becomes 1, which the graph broadcasts over the batch, or the number of rows.
  */
 export class TimestepInput {
   readonly tensor: Tensor;
   readonly #set: (timestep: number) => void;
 
-  constructor(ort: OrtModule, port: Port) {
-    const dims = port.shape.map((size) => (typeof size === "number" ? size : 1));
+  constructor(ort: OrtModule, port: Port, rows = 1) {
+    const dims = port.shape.map((size) => (typeof size === "number" ? size : rows));
     const length = dims.reduce((product, size) => product * size, 1);
     if (port.type === "int64") {
       const data = new BigInt64Array(length);
@@ -275,10 +300,23 @@ export class TimestepInput {
   }
 }
 
-/** Token numbers as the graph wants them: int64 (`BigInt64Array`) or int32. `[1, tokens]`. */
-export function tokenTensor(ort: OrtModule, port: Port, ids: readonly number[]): Tensor {
-  const data = port.type === "int64" ? BigInt64Array.from(ids, BigInt) : Int32Array.from(ids);
-  return tensorFrom(ort, { type: port.type, data, dims: [1, ids.length] });
+/**
+ * A tensor of the input's type: numbers become int64, int32, bool or a float type as the graph wants them.
+ *
+ * @throws InputError for an input of another type
+ */
+export function numberTensor(
+  ort: OrtModule,
+  { name, type }: Port,
+  values: ArrayLike<number>,
+  dims: readonly number[],
+): Tensor {
+  if (type === "float32" || type === "float16") return floatTensor(ort, type, Float32Array.from(values), dims);
+  if (type === "int64") return tensorFrom(ort, { type, data: BigInt64Array.from(Array.from(values), BigInt), dims });
+  const arrays = { int32: Int32Array, float64: Float64Array, bool: Uint8Array };
+  const array = arrays[type as keyof typeof arrays];
+  if (array) return tensorFrom(ort, { type, data: array.from(values), dims });
+  throw new InputError({ what: "an input has an element type that is not supported", where: name, got: type });
 }
 
 function float16Bits(data: Tensor.DataType): Uint16Array {

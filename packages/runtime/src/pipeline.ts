@@ -1,30 +1,19 @@
 // For applications whose lib has no Symbol.asyncDispose: it is in the declarations of a public class.
 /// <reference lib="esnext.disposable" preserve="true" />
 import { InputError } from "@quad-lora/base";
-import type { InferenceSession, Tensor } from "onnxruntime-common";
-import { AdapterBank, type AdapterFeeds } from "./adapters.ts";
-import { Autoencoder } from "./autoencoder.ts";
-import { type SlotsFile, slotsFileSchema } from "./configs.ts";
-import { type PictureSize, readDefaultSize } from "./default-size.ts";
-import { type FolderFiles, readJson, readRequired } from "./files.ts";
-import { type GeneratedImage, type GenerateOptions, generateImage } from "./generate.ts";
-import { type BundleManifest, identityOf } from "./manifest.ts";
-import { openBundle, type TrustOptions } from "./open-bundle.ts";
-import { Component, type OrtModule, type TensorData, tensorData, tensorFrom } from "./ort.ts";
-import { parseSchedulerConfigText } from "./schedulers/config.ts";
-import { adaptersOfTask, type Task, tasksFileSchema } from "./tasks.ts";
-import { TextEncoder } from "./text-encoder.ts";
-import { loadTokenizer } from "./tokenizer.ts";
-
-/** Options of {@link openPipeline}. */
-export interface OpenOptions extends TrustOptions {
-  /** `onnxruntime-node`, `onnxruntime-web/wasm` or `onnxruntime-web/webgpu`. */
-  ort: OrtModule;
-  /** The bundle or exposed folder, or a plain ONNX folder of diffusers or Optimum (which then has only the base task). */
-  files: FolderFiles;
-  /** ONNX Runtime's options, for all graphs or by the graph's folder. */
-  sessionOptions?: InferenceSession.SessionOptions | ((component: string) => InferenceSession.SessionOptions);
-}
+import type { Tensor } from "onnxruntime-common";
+import type { AdapterBank, AdapterFeeds } from "./adapters.ts";
+import type { Autoencoder } from "./autoencoder.ts";
+import type { PictureSize } from "./default-size.ts";
+import type { Conditions, Family, PromptEncoding } from "./families/family.ts";
+import { type FolderFiles, readRequired } from "./files.ts";
+import { generateImage } from "./generate.ts";
+import type { GeneratedImage, GenerateOptions } from "./generate-options.ts";
+import { checkImage, type Mask, type RgbImage } from "./images.ts";
+import type { BundleManifest } from "./manifest.ts";
+import { type Component, type OrtModule, type TensorData, tensorData, tensorFrom } from "./ort.ts";
+import { adaptersOfTask, type Task } from "./tasks.ts";
+import type { TextEncoder } from "./text-encoder.ts";
 
 /** A task's name, one adapter's name, adapters with their strengths, or null for the base model. */
 export type Selection = string | Readonly<Record<string, number>> | null;
@@ -36,12 +25,16 @@ interface Use {
   feeds: AdapterFeeds | undefined;
 }
 
-interface PipelineParts {
+/** What an opened folder consists of. */
+export interface PipelineParts {
   ort: OrtModule;
   files: FolderFiles;
   components: ReadonlyMap<string, Component>;
+  family: Family;
+  /** Content of `model_index.json`. */
+  index: Readonly<Record<string, unknown>>;
   autoencoder: Autoencoder;
-  textEncoder: TextEncoder;
+  textEncoders: ReadonlyMap<string, TextEncoder>;
   schedulerConfig: Record<string, unknown>;
   defaultSize: PictureSize;
   tasks: ReadonlyMap<string, Task>;
@@ -49,51 +42,6 @@ interface PipelineParts {
   manifest: BundleManifest | undefined;
   /** Adapters in the folder, by name; read when first used. */
   adapterPaths: ReadonlyMap<string, string>;
-}
-
-/**
- * Opens a model folder: every graph once, no adapter yet.
- *
- * @throws InputError when files are missing, broken, of an unknown version, do not fit each other, or are not those that a
- *   bundle's manifest describes
- */
-export async function openPipeline(options: OpenOptions): Promise<Pipeline> {
-  const { ort, sessionOptions } = options;
-  const bundle = await openBundle(options.files, options);
-  const files = bundle?.files ?? options.files;
-  const optionsFor = (name: string) => (typeof sessionOptions === "function" ? sessionOptions(name) : sessionOptions);
-  const slots = (await files.exists("slots.json")) ? await readJson(files, "slots.json", slotsFileSchema) : undefined;
-  if (slots && !bundle && options.verify !== false) refuseIntegerSlots(slots, files);
-  const tasks = new Map([...(bundle?.tasks ?? []), ...(await readTasks(files, slots !== undefined))]);
-  const schedulerPath = "scheduler/scheduler_config.json";
-  const schedulerText = new TextDecoder().decode(await readRequired(files, schedulerPath));
-  const schedulerConfig = parseSchedulerConfigText(schedulerText, files.describe(schedulerPath));
-
-  const components = new Map<string, Component>();
-  for (const name of ["text_encoder", "unet"])
-    components.set(name, await Component.open(ort, files, name, optionsFor(name)));
-  const autoencoder = await Autoencoder.open(ort, files, optionsFor);
-  const unet = components.get("unet")!;
-  const encoder = components.get("text_encoder")!;
-
-  const tokens = encoder.input("input_ids").shape[1];
-  const tokenizer = await loadTokenizer(files, typeof tokens === "number" ? tokens : 77);
-  const bank =
-    slots &&
-    new AdapterBank(ort, slots, components, files.describe("slots.json"), bundle && identityOf(bundle.manifest));
-  return new Pipeline({
-    ort,
-    files,
-    components,
-    autoencoder,
-    textEncoder: new TextEncoder(ort, encoder, tokenizer),
-    schedulerConfig: schedulerConfig as Record<string, unknown>,
-    defaultSize: await readDefaultSize(files, unet.input("sample").shape),
-    tasks,
-    bank,
-    manifest: bundle?.manifest,
-    adapterPaths: bank ? await findAdapters(files, tasks) : new Map(),
-  });
 }
 
 /**
@@ -105,10 +53,11 @@ export class Pipeline {
   readonly #loading = new Map<string, Promise<void>>();
   /** Inputs that stay the same whatever is selected, by component. */
   readonly #bound = new Map<string, Record<string, Tensor>>();
+  #bindings = 0;
   #use: Use;
   #uses = 0;
 
-  /** Made by {@link openPipeline}. */
+  /** Made by `openPipeline`. */
   constructor(parts: PipelineParts) {
     this.#parts = parts;
     this.#use = {
@@ -131,6 +80,11 @@ export class Pipeline {
   /** The manifest of a bundle; undefined for other folders. */
   get manifest(): BundleManifest | undefined {
     return this.#parts.manifest;
+  }
+
+  /** What kind of model this is: its graphs, and how they work together. */
+  get family(): Family {
+    return this.#parts.family;
   }
 
   /** Size in pixels that the model was trained with: what {@link generate} draws when nothing says otherwise. */
@@ -176,6 +130,7 @@ export class Pipeline {
    */
   bind(component: string, inputs: Readonly<Record<string, TensorData>>): void {
     const { ort } = this.#parts;
+    this.#bindings++;
     this.#bound.set(
       component,
       Object.fromEntries(Object.entries(inputs).map(([name, data]) => [name, tensorFrom(ort, data)])),
@@ -189,38 +144,90 @@ export class Pipeline {
   /**
    * Makes one picture with the selection in use.
    *
-   * A UNet with 9 input channels (inpainting) takes an image and a mask, an image alone as conditioning, or neither;
-   * one with 8 an image (InstructPix2Pix); one with 4 neither, or an image to start from.
+   * What an image is for says the denoiser:
+   * - 9 input channels (inpainting): an image and a mask, an image alone as a condition, or neither;
+   * - 8 (InstructPix2Pix): an image;
+   * - as many as there are in latents: neither, or an image to start from.
    *
    * @throws InputError for options that do not fit the model or the task
    * @throws the signal's reason (an `AbortError` by default) when aborted
    */
   async generate(options: GenerateOptions): Promise<GeneratedImage> {
-    const { ort, files, components, autoencoder, textEncoder, schedulerConfig, defaultSize } = this.#parts;
-    const { key, task, feeds } = this.#use;
-    const textFeeds = feeds?.get("text_encoder");
+    const { ort, files, components, family, index, autoencoder, schedulerConfig, defaultSize } = this.#parts;
+    const network = (name: string) => ({ graph: components.get(name)!, adapters: this.#feedsOf(name) });
     return generateImage(
       {
         ort,
-        unet: components.get("unet")!,
+        family,
+        index,
+        denoiser: network(family.denoiser),
+        companion: family.companion && network(family.companion.component),
         autoencoder,
-        textEncoder,
+        encodePrompt: this.#promptEncoder(),
         schedulerConfig,
         schedulerFile: files.describe("scheduler/scheduler_config.json"),
         defaultSize,
-        task,
-        // Without slots of its own the text encoder gives the same for every adapter.
-        adapters: { key: textFeeds ? key : "", unet: this.#feedsOf("unet"), textEncoder: textFeeds ?? {} },
+        task: this.#use.task,
       },
       options,
     );
   }
 
   /**
+   * The denoiser's inputs that a prompt makes, with the selection in use: hidden states and what else the family has, without
+   * a batch axis. `generate` takes them as `promptEmbeddings`.
+   *
+   * @throws InputError when the folder has no text encoder
+   */
+  async encodePrompt(prompt: string): Promise<Conditions> {
+    return this.#promptEncoder()(prompt);
+  }
+
+  /**
+   * The mean of a picture's encoding, shifted and scaled as the denoiser takes it: `[latent channels, height / factor,
+   * width / factor]`. Pixels under the mask become mid-grey first.
+   *
+   * @throws InputError when the folder has no encoder, or the picture holds another number of bytes than its size says
+   */
+  async encodeImage(image: RgbImage, mask?: Mask): Promise<{ dims: number[]; values: Float32Array }> {
+    checkImage("image", image, 3);
+    if (mask) checkImage("mask", mask, 1);
+    const { autoencoder } = this.#parts;
+    const { latentChannels, factor } = autoencoder;
+    const values = await autoencoder.encode(image, mask);
+    return { dims: [latentChannels, image.height / factor, image.width / factor], values };
+  }
+
+  /** Encodes prompts with the selection that is in use now, whatever is chosen later. */
+  #promptEncoder(): (prompt: string) => Promise<Conditions> {
+    const { family, textEncoders, components } = this.#parts;
+    const { key, feeds } = this.#use;
+    const encoders = [...textEncoders].map(([name, encoder]) => {
+      const isSame = !feeds?.get(name) && !this.#bound.get(name);
+      // Without slots of its own a text encoder gives the same for every adapter.
+      return { name, encoder, adapters: this.#feedsOf(name), key: isSame ? "" : `${this.#bindings} ${key}` };
+    });
+    return async (prompt) => {
+      if (encoders.length === 0) {
+        throw new InputError({
+          what: "this folder has no text encoder",
+          expected: "the option promptEmbeddings",
+          fix: "Pass encoded prompts, or export the text encoder too.",
+        });
+      }
+      const texts = new Map<string, PromptEncoding>();
+      for (const { name, encoder, adapters, key } of encoders) {
+        texts.set(name, await encoder.encode(prompt, adapters, key));
+      }
+      return family.encodePrompt(texts, components.get(family.denoiser)!);
+    };
+  }
+
+  /**
    * Runs one graph once on given tensors: for measurements, calibration and tests. The adapter inputs come from the
    * selection in use unless given.
    *
-   * @param component - `unet`, `text_encoder`, `vae_encoder` or `vae_decoder`
+   * @param component - folder of the graph: the family's, `vae_encoder` or `vae_decoder`
    * @throws InputError when the component is unknown, or inputs are missing, unknown or do not fit
    */
   async runComponent(
@@ -243,7 +250,7 @@ export class Pipeline {
     if (component) return component;
     throw new InputError({
       what: `no component ${name}`,
-      expected: "unet, text_encoder, vae_encoder or vae_decoder",
+      expected: [...components.keys(), "vae_encoder or vae_decoder"].join(", "),
     });
   }
 
@@ -313,30 +320,4 @@ export class Pipeline {
       fix: "Run quad expose on the model first.",
     });
   }
-}
-
-/** Codes mean nothing without the bundle that says what they stand for: a folder that lost its manifest is damaged. */
-function refuseIntegerSlots({ components }: SlotsFile, files: FolderFiles): void {
-  if (Object.values(components).every(({ elementType = "float32" }) => elementType === "float32")) return;
-  throw new InputError({
-    what: "is missing, and the graph takes the integer codes of a bundle's adapters",
-    file: files.describe("manifest.json"),
-    fix: "Copy the whole bundle again.",
-  });
-}
-
-/** Without adapter inputs only the tasks that need no adapter. */
-async function readTasks(files: FolderFiles, exposed: boolean): Promise<Map<string, Task>> {
-  if (!(await files.exists("tasks.json"))) return new Map();
-  const { tasks } = await readJson(files, "tasks.json", tasksFileSchema);
-  return new Map(Object.entries(tasks).filter(([, task]) => exposed || task.adapter == null));
-}
-
-async function findAdapters(files: FolderFiles, tasks: ReadonlyMap<string, Task>): Promise<Map<string, string>> {
-  const suffix = ".safetensors";
-  const listed = (await files.list("adapters")).filter((name) => name.endsWith(suffix)).sort();
-  const names = new Set(listed.map((name) => name.slice(0, -suffix.length)));
-  for (const [task, settings] of tasks)
-    for (const name of Object.keys(adaptersOfTask(task, settings, []))) names.add(name);
-  return new Map([...names].map((name) => [name, `adapters/${name}${suffix}`]));
 }

@@ -1,0 +1,58 @@
+import { InputError } from "@quad-lora/base";
+import { isPainted, resizeNearest } from "../images.ts";
+import type { Component } from "../ort.ts";
+import type { Drawing, Guided, ImageUse, Prompts } from "./family.ts";
+import { classifierFree } from "./guidance.ts";
+
+/** What the networks of the families before the transformers have in common. */
+export const unet = {
+  denoiser: "unet",
+  sample: "sample",
+  output: "out_sample",
+  isFlow: false,
+  patch: 1,
+  timestep: { scale: 1, perRow: false },
+  imageUse,
+  guide,
+} as const;
+
+/** Guidance between prompts; what stands behind the latents is the same in both rows. */
+async function guide(prompts: Prompts, drawing: Drawing): Promise<Guided> {
+  return classifierFree(prompts, drawing.guidance, await channelsBehind(drawing));
+}
+
+/** What the network's input channels leave for conditioning decides what the model is. */
+function imageUse(denoiser: Component, latentChannels: number): ImageUse {
+  const channels = denoiser.input("sample").shape[1];
+  if (channels === latentChannels) return "start";
+  if (channels === 2 * latentChannels) return "condition";
+  if (channels === 2 * latentChannels + 1) return "inpaint";
+  throw new InputError({
+    what: "a UNet with this number of input channels is not supported",
+    file: denoiser.file,
+    where: "sample",
+    expected: `${latentChannels}, ${2 * latentChannels} (image conditioning) or ${2 * latentChannels + 1} (inpainting)`,
+    got: String(channels),
+  });
+}
+
+/** Channels behind the latents: nothing; the image's latents; or the mask and the latents of what it leaves. */
+export async function channelsBehind(drawing: Drawing): Promise<Float32Array | undefined> {
+  if (drawing.imageUse === "start") return undefined;
+  // InstructPix2Pix conditions on unscaled latents.
+  if (drawing.imageUse === "condition") return drawing.autoencoder.unscale(await drawing.imageLatents());
+  const { autoencoder, image, mask, width, height, latentWidth, latentHeight } = drawing;
+  const plane = latentHeight * latentWidth;
+  const latents = !image
+    ? await autoencoder.encodeGrey(width, height)
+    : mask
+      ? await autoencoder.encode(image, mask)
+      : await drawing.imageLatents();
+  const behind = new Float32Array(plane + latents.length).fill(1, 0, plane);
+  if (mask) {
+    const small = resizeNearest(mask.data, mask, { width: latentWidth, height: latentHeight });
+    for (let i = 0; i < plane; i++) behind[i] = isPainted(small[i]) ? 1 : 0;
+  }
+  behind.set(latents, plane);
+  return behind;
+}

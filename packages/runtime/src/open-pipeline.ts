@@ -1,0 +1,135 @@
+import { InputError } from "@quad-lora/base";
+import type { InferenceSession } from "onnxruntime-common";
+import { AdapterBank } from "./adapters.ts";
+import { Autoencoder } from "./autoencoder.ts";
+import { type SlotsFile, slotsFileSchema } from "./configs.ts";
+import { readDefaultSize } from "./default-size.ts";
+import type { EncoderDefinition } from "./families/family.ts";
+import { chooseFamily, denoiserFolder, readModelIndex } from "./families/index.ts";
+import { type FolderFiles, readJson, readRequired } from "./files.ts";
+import { identityOf } from "./manifest.ts";
+import { openBundle, type TrustOptions } from "./open-bundle.ts";
+import { Component, type OrtModule } from "./ort.ts";
+import { Pipeline } from "./pipeline.ts";
+import { parseSchedulerConfigText } from "./schedulers/config.ts";
+import { adaptersOfTask, type Task, tasksFileSchema } from "./tasks.ts";
+import { TextEncoder } from "./text-encoder.ts";
+import { loadTokenizer } from "./tokenizer.ts";
+
+/** Options of {@link openPipeline}. */
+export interface OpenOptions extends TrustOptions {
+  /** `onnxruntime-node`, `onnxruntime-web/wasm` or `onnxruntime-web/webgpu`. */
+  ort: OrtModule;
+  /** The bundle or exposed folder, or a plain ONNX folder of diffusers or Optimum (which then has only the base task). */
+  files: FolderFiles;
+  /** ONNX Runtime's options, for all graphs or by the graph's folder. */
+  sessionOptions?: InferenceSession.SessionOptions | ((component: string) => InferenceSession.SessionOptions);
+}
+
+/**
+ * Opens a model folder: every graph once, no adapter yet.
+ *
+ * @throws InputError when files are missing, broken, of an unknown version, do not fit each other, or are not those that a
+ *   bundle's manifest describes
+ */
+export async function openPipeline(options: OpenOptions): Promise<Pipeline> {
+  const { ort, sessionOptions } = options;
+  const bundle = await openBundle(options.files, options);
+  const files = bundle?.files ?? options.files;
+  const optionsFor = (name: string) => (typeof sessionOptions === "function" ? sessionOptions(name) : sessionOptions);
+  const slots = (await files.exists("slots.json")) ? await readJson(files, "slots.json", slotsFileSchema) : undefined;
+  if (slots && !bundle && options.verify !== false) refuseIntegerSlots(slots, files);
+  const tasks = new Map([...(bundle?.tasks ?? []), ...(await readTasks(files, slots !== undefined))]);
+  const { index, candidates } = await readModelIndex(files);
+  const schedulerPath = "scheduler/scheduler_config.json";
+  const schedulerText = new TextDecoder().decode(await readRequired(files, schedulerPath));
+  const schedulerConfig = parseSchedulerConfigText(schedulerText, files.describe(schedulerPath)) as Record<
+    string,
+    unknown
+  >;
+
+  const open = (name: string) => Component.open(ort, files, name, optionsFor(name));
+  const denoiserName = await denoiserFolder(files, candidates);
+  const denoiser = await open(denoiserName);
+  const family = chooseFamily(candidates, denoiserName, denoiser.inputs.keys(), denoiser.file);
+  const components = new Map([[denoiserName, denoiser]]);
+  if (family.companion) components.set(family.companion.component, await open(family.companion.component));
+  const textEncoders = new Map<string, TextEncoder>();
+  for (const definition of family.encoders) {
+    const { component, optional } = definition;
+    if (isLeftOut(index, component) || (optional && !(await files.exists(`${component}/model.onnx`)))) continue;
+    const graph = await open(component);
+    components.set(component, graph);
+    textEncoders.set(component, await openTextEncoder(ort, files, graph, definition, schedulerConfig));
+  }
+  const autoencoder = await Autoencoder.open(ort, files, optionsFor);
+  const bank =
+    slots &&
+    new AdapterBank(ort, slots, components, files.describe("slots.json"), bundle && identityOf(bundle.manifest));
+  return new Pipeline({
+    ort,
+    files,
+    components,
+    family,
+    index,
+    autoencoder,
+    textEncoders,
+    schedulerConfig,
+    defaultSize: await readDefaultSize(files, denoiser.input(family.sample).shape, {
+      denoiser: denoiserName,
+      size: family.defaults.size,
+    }),
+    tasks,
+    bank,
+    manifest: bundle?.manifest,
+    adapterPaths: bank ? await findAdapters(files, tasks) : new Map(),
+  });
+}
+
+/** diffusers writes `[null, null]` for a part that a pipeline does without. */
+function isLeftOut(index: Readonly<Record<string, unknown>>, component: string): boolean {
+  const entry = index[component];
+  return Array.isArray(entry) && entry.every((part) => part === null);
+}
+
+async function openTextEncoder(
+  ort: OrtModule,
+  files: FolderFiles,
+  graph: Component,
+  definition: EncoderDefinition,
+  schedulerConfig: Readonly<Record<string, unknown>>,
+): Promise<TextEncoder> {
+  const [, fixed] = graph.input("input_ids").shape;
+  const length = definition.tokens?.(schedulerConfig);
+  const tokenizer = await loadTokenizer(files, typeof fixed === "number" ? fixed : 77, {
+    folder: definition.tokenizer,
+    length: length !== undefined && typeof fixed === "number" ? fixed : length,
+  });
+  return new TextEncoder(ort, graph, tokenizer, definition);
+}
+
+/** Codes mean nothing without the bundle that says what they stand for: a folder that lost its manifest is damaged. */
+function refuseIntegerSlots({ components }: SlotsFile, files: FolderFiles): void {
+  if (Object.values(components).every(({ elementType = "float32" }) => elementType === "float32")) return;
+  throw new InputError({
+    what: "is missing, and the graph takes the integer codes of a bundle's adapters",
+    file: files.describe("manifest.json"),
+    fix: "Copy the whole bundle again.",
+  });
+}
+
+/** Without adapter inputs only the tasks that need no adapter. */
+async function readTasks(files: FolderFiles, exposed: boolean): Promise<Map<string, Task>> {
+  if (!(await files.exists("tasks.json"))) return new Map();
+  const { tasks } = await readJson(files, "tasks.json", tasksFileSchema);
+  return new Map(Object.entries(tasks).filter(([, task]) => exposed || task.adapter == null));
+}
+
+async function findAdapters(files: FolderFiles, tasks: ReadonlyMap<string, Task>): Promise<Map<string, string>> {
+  const suffix = ".safetensors";
+  const listed = (await files.list("adapters")).filter((name) => name.endsWith(suffix)).sort();
+  const names = new Set(listed.map((name) => name.slice(0, -suffix.length)));
+  for (const [task, settings] of tasks)
+    for (const name of Object.keys(adaptersOfTask(task, settings, []))) names.add(name);
+  return new Map([...names].map((name) => [name, `adapters/${name}${suffix}`]));
+}

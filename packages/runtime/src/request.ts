@@ -1,0 +1,165 @@
+import { InputError } from "@quad-lora/base";
+import type { Conditions, ImageUse } from "./families/family.ts";
+import type { GenerateContext, GenerateOptions } from "./generate-options.ts";
+import { checkImage, type Mask, type RgbImage, resizeNearest } from "./images.ts";
+
+/** A checked request, with the task's and the family's defaults filled in. */
+export interface Request {
+  imageUse: ImageUse;
+  /** Text, or what was encoded before. */
+  prompt: string | Conditions;
+  /** Undefined: not given. */
+  negativePrompt: string | Conditions | undefined;
+  width: number;
+  height: number;
+  latentWidth: number;
+  latentHeight: number;
+  image: RgbImage | undefined;
+  /** As large as the picture. */
+  mask: Mask | undefined;
+  controlImage: RgbImage | undefined;
+  controlScale: number;
+  denoiseShare: number;
+  steps: number;
+  guidance: number;
+  imageGuidance: number;
+  trueGuidance: number;
+  guidanceRescale: number;
+}
+
+/** @throws InputError for options that do not fit the model or the task */
+export function checkRequest(context: GenerateContext, options: GenerateOptions): Request {
+  const { task } = context;
+  for (const input of task.inputs ?? []) {
+    if (options[input] !== undefined || (input === "prompt" && task.prompt !== undefined)) continue;
+    throw new InputError({ what: `this task needs the option "${input}"`, got: "nothing" });
+  }
+  const imageUse = checkImages(context, options);
+  const size = checkSize(context, options);
+  const { width, height } = size;
+  const { image, controlImage } = options;
+  const mask = options.mask && {
+    width,
+    height,
+    data: resizeNearest(options.mask.data, options.mask, { width, height }),
+  };
+  return {
+    ...size,
+    ...checkNumbers(context, options, imageUse),
+    imageUse,
+    prompt: options.promptEmbeddings ?? options.prompt ?? task.prompt ?? "",
+    negativePrompt: options.negativePromptEmbeddings ?? options.negativePrompt ?? task.negativePrompt,
+    image,
+    mask,
+    controlImage,
+  };
+}
+
+function checkImages({ family, denoiser, autoencoder }: GenerateContext, options: GenerateOptions): ImageUse {
+  const { image, mask, controlImage } = options;
+  const imageUse = family.imageUse?.(denoiser.graph, autoencoder.latentChannels) ?? "start";
+  if (image) checkImage("image", image, 3);
+  if (mask) checkImage("mask", mask, 1);
+  if (controlImage) checkImage("control image", controlImage, 3);
+  if (mask && !image) throw new InputError({ what: "a mask needs an image to paint into" });
+  if (mask && imageUse !== "inpaint") {
+    throw new InputError({
+      what: "this model cannot inpaint: its denoiser has no input for a mask",
+      file: denoiser.graph.file,
+      fix: "Leave the mask out, or use an inpainting model.",
+    });
+  }
+  if (imageUse === "condition" && !image) throw new InputError({ what: "this model changes images: it needs one" });
+  if (family.companion && !controlImage) {
+    throw new InputError({ what: "this model is controlled by an image: it needs the option controlImage" });
+  }
+  if (controlImage && !family.companion) {
+    throw new InputError({
+      what: "this model takes no control image",
+      file: denoiser.graph.file,
+      fix: "Leave the control image out, or use a folder with a ControlNet.",
+    });
+  }
+  return imageUse;
+}
+
+function checkSize(context: GenerateContext, options: GenerateOptions) {
+  const { autoencoder, family, denoiser, defaultSize } = context;
+  const { image, controlImage, latents } = options;
+  const { factor, latentChannels } = autoencoder;
+  const width = options.width ?? image?.width ?? controlImage?.width ?? defaultSize.width;
+  const height = options.height ?? image?.height ?? controlImage?.height ?? defaultSize.height;
+  const shape = denoiser.graph.input(family.sample).shape;
+  const multiple = factor * family.patch;
+  for (const [name, size, axis] of [
+    ["height", height, 2],
+    ["width", width, 3],
+  ] as const) {
+    const fixed = shape.length === 4 ? shape[axis] : undefined;
+    const possible = Number.isInteger(size) && size > 0 && size % multiple === 0;
+    if (possible && (typeof fixed !== "number" || fixed === size / factor)) continue;
+    throw new InputError({
+      what: `this ${name} does not fit the model`,
+      expected: typeof fixed === "number" ? String(fixed * factor) : `a multiple of ${multiple} pixels`,
+      got: String(size),
+    });
+  }
+  for (const [name, picture] of [
+    ["image", image],
+    ["control image", controlImage],
+  ] as const) {
+    if (!picture || (picture.width === width && picture.height === height)) continue;
+    throw new InputError({
+      what: `the ${name} has another size than the picture to make`,
+      expected: `${width} x ${height}`,
+      got: `${picture.width} x ${picture.height}`,
+      fix: `Resize the ${name} first.`,
+    });
+  }
+  const [latentWidth, latentHeight] = [width / factor, height / factor];
+  const expected = latentChannels * latentHeight * latentWidth;
+  if (latents && latents.length !== expected) {
+    throw new InputError({
+      what: "latents have the wrong length",
+      expected: `${latentChannels} x ${latentHeight} x ${latentWidth} = ${expected}`,
+      got: String(latents.length),
+    });
+  }
+  return { width, height, latentWidth, latentHeight };
+}
+
+function checkNumbers({ task, family }: GenerateContext, options: GenerateOptions, imageUse: ImageUse) {
+  const { image, seed } = options;
+  const { defaults } = family;
+  const denoiseShare = options.denoise ?? (imageUse === "start" && image ? 0.8 : 1);
+  if (!(denoiseShare > 0 && denoiseShare <= 1)) {
+    throw new InputError({ what: "denoise is out of range", expected: "(0, 1]", got: String(denoiseShare) });
+  }
+  if (denoiseShare < 1 && !image)
+    throw new InputError({ what: "denoise below 1 starts from an image: none was given" });
+  const steps = options.steps ?? task.steps ?? defaults.steps;
+  if (!Number.isInteger(steps) || steps < 1) {
+    throw new InputError({ what: "steps is not a positive whole number", got: String(steps) });
+  }
+  const scales = {
+    guidance: options.guidance ?? task.guidance ?? defaults.guidance,
+    imageGuidance: options.imageGuidance ?? defaults.imageGuidance ?? 1,
+    trueGuidance: options.trueGuidance ?? 1,
+    guidanceRescale: options.guidanceRescale ?? 0,
+    controlScale: options.controlScale ?? 1,
+  };
+  for (const [name, value] of Object.entries(scales)) {
+    if (!Number.isFinite(value)) throw new InputError({ what: `${name} is not a finite number`, got: String(value) });
+  }
+  if (scales.guidanceRescale < 0 || scales.guidanceRescale > 1) {
+    throw new InputError({
+      what: "guidanceRescale is out of range",
+      expected: "[0, 1]",
+      got: String(scales.guidanceRescale),
+    });
+  }
+  if (seed !== undefined && !Number.isSafeInteger(seed)) {
+    throw new InputError({ what: "seed is not a whole number that JavaScript holds exactly", got: String(seed) });
+  }
+  return { ...scales, denoiseShare, steps };
+}
