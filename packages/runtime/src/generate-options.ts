@@ -28,6 +28,8 @@ export interface GenerateOptions {
   controlImage?: RgbImage;
   /** How much the ControlNet adds; 1 by default. */
   controlScale?: number;
+  /** Unit-variance noise for schedulers that add some at every step, in place of the seed's. @param draw - counts from 0 */
+  stepNoise?: (draw: number) => Float32Array;
   /** Default: the task's, else the family's. */
   steps?: number;
   /** Classifier-free guidance; 1 and less turn it off and save a row. Default: the task's, else the family's. */

@@ -26,7 +26,8 @@ export async function generateImage(context: GenerateContext, options: GenerateO
   const seed = options.seed ?? (options.latents ? 0 : Math.floor(Math.random() * 2 ** 31));
   const random = new SeededRandom(seed);
   const noise = options.latents ?? Float32Array.from({ length: size }, () => random.normal());
-  let stepNoise: Float32Array | undefined;
+  const drawn = new Float32Array(size);
+  let draws = 0;
   const latents = new Float32Array(size);
   if (denoiseShare < 1) scheduler.addNoise(await drawing.imageLatents(), noise, firstIndex, latents);
   else for (let i = 0; i < size; i++) latents[i] = noise[i] * scheduler.initNoiseSigma;
@@ -45,9 +46,9 @@ export async function generateImage(context: GenerateContext, options: GenerateO
     guidanceRescale: request.guidanceRescale,
     firstIndex,
     stepNoise: () => {
-      stepNoise ??= new Float32Array(size);
-      for (let i = 0; i < size; i++) stepNoise[i] = random.normal();
-      return stepNoise;
+      if (options.stepNoise) return options.stepNoise(draws++);
+      for (let i = 0; i < size; i++) drawn[i] = random.normal();
+      return drawn;
     },
     signal: options.signal,
     onStep: options.onStep,
@@ -105,7 +106,9 @@ function withoutBatch(embeddings: Conditions, { denoiser }: Drawing): Conditions
 
 function companionOf({ family, companion }: GenerateContext, drawing: Drawing) {
   const definition = family.companion;
-  return definition && companion && { ...companion, definition, conditions: definition.conditions(drawing) };
+  return (
+    definition && companion && { ...companion, definition, conditions: definition.conditions(drawing, companion.graph) }
+  );
 }
 
 function schedulerFor(

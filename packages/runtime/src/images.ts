@@ -66,6 +66,11 @@ export function imageToPlanes(image: RgbImage, mask?: Mask): Float32Array {
   return planes;
 }
 
+/** `[3, height, width]` in [0, 1], as ControlNets take it. */
+export function imageToShares(image: RgbImage): Float32Array {
+  return imageToPlanes(image).map((value) => value / 2 + 0.5);
+}
+
 /** The reverse of {@link imageToPlanes}: clamped, and rounded to the nearest byte. */
 export function planesToImage(planes: Float32Array, width: number, height: number): RgbImage & { data: Uint8Array } {
   const size = width * height;

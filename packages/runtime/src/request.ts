@@ -69,6 +69,20 @@ function checkImages({ family, denoiser, autoencoder }: GenerateContext, options
       fix: "Leave the mask out, or use an inpainting model.",
     });
   }
+  if (options.imageGuidance !== undefined && imageUse !== "condition") {
+    throw new InputError({
+      what: "this model has no image guidance: its denoiser has no input for an image",
+      file: denoiser.graph.file,
+      fix: "Leave imageGuidance out, or use an InstructPix2Pix model.",
+    });
+  }
+  if (options.trueGuidance !== undefined && !family.embedsGuidance) {
+    throw new InputError({
+      what: "trueGuidance is for models that take guidance as an input",
+      file: denoiser.graph.file,
+      fix: "Use the option guidance.",
+    });
+  }
   if (imageUse === "condition" && !image) throw new InputError({ what: "this model changes images: it needs one" });
   if (family.companion && !controlImage) {
     throw new InputError({ what: "this model is controlled by an image: it needs the option controlImage" });

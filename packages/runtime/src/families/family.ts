@@ -104,8 +104,8 @@ export interface Prompts {
 /** A network that runs before the denoising one at every step, on the same latents and time, and gives some of its inputs. */
 export interface Companion {
   readonly component: string;
-  /** Inputs of its own, the same in every row; those that the denoising network has too are handed on. */
-  conditions(drawing: Drawing): Conditions;
+  /** Inputs of its own, the same in every row; it also gets those that the denoising network has and it takes. */
+  conditions(drawing: Drawing, graph: Component): Conditions;
   /** Name of the denoising network's input for one of its outputs. */
   inputFor(output: string): string;
 }
@@ -161,4 +161,14 @@ export interface Family {
 /** The hidden states that come last in a text encoder. */
 export function lastStates(available: readonly string[]): string[] {
   return available.includes("last_hidden_state") ? ["last_hidden_state"] : available.slice(0, 1);
+}
+
+/**
+ * The hidden states before the last layer, without a final normalization, and the pooled and projected ones where the encoder
+ * has them. Exporters number all states, from the embeddings on.
+ */
+export function penultimateStates(available: readonly string[]): string[] {
+  const numbers = available.flatMap((name) => name.match(/^hidden_states\.(\d+)$/)?.[1] ?? []).map(Number);
+  const states = `hidden_states.${Math.max(1, ...numbers) - 1}`;
+  return available.includes("text_embeds") ? [states, "text_embeds"] : [states];
 }

@@ -1,11 +1,24 @@
 import { InputError } from "@quad-lora/base";
 import * as z from "zod/mini";
 import { type FolderFiles, readJson } from "../files.ts";
+import { controlNet, controlNetXl } from "./control-net.ts";
 import type { Family } from "./family.ts";
+import { instructPix2Pix, instructPix2PixXl } from "./instruct-pix2pix.ts";
+import { latentConsistency, latentConsistencyXl } from "./latent-consistency.ts";
 import { stableDiffusion } from "./stable-diffusion.ts";
+import { stableDiffusionXl } from "./stable-diffusion-xl.ts";
 
 /** All families; of several that fit, the one that requires most, then the first. */
-export const families: readonly Family[] = [stableDiffusion];
+export const families: readonly Family[] = [
+  stableDiffusion,
+  stableDiffusionXl,
+  latentConsistency,
+  latentConsistencyXl,
+  instructPix2Pix,
+  instructPix2PixXl,
+  controlNet,
+  controlNetXl,
+];
 
 const indexSchema = z.looseObject({ _class_name: z.optional(z.string()) });
 const indexFile = "model_index.json";

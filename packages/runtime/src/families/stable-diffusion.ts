@@ -14,7 +14,6 @@ export const stableDiffusion: Family = {
     "StableDiffusionImg2ImgPipeline",
     "StableDiffusionInpaintPipeline",
     "StableDiffusionInpaintPipelineLegacy",
-    "StableDiffusionInstructPix2PixPipeline",
   ],
   requires: [],
   encoders: [{ component: "text_encoder", tokenizer: "tokenizer", outputs: lastStates }],

@@ -16,9 +16,18 @@ export const unet = {
   guide,
 } as const;
 
-/** Guidance between prompts; what stands behind the latents is the same in both rows. */
+/** Guidance between prompts; away from no image, too, where one is a condition. */
 async function guide(prompts: Prompts, drawing: Drawing): Promise<Guided> {
-  return classifierFree(prompts, drawing.guidance, await channelsBehind(drawing));
+  const { guidance, imageGuidance, imageUse } = drawing;
+  const behind = await channelsBehind(drawing);
+  // As in diffusers, image guidance below 1 turns off both.
+  if (imageUse === "condition" && imageGuidance < 1) return classifierFree(prompts, 1, behind);
+  const guided = await classifierFree(prompts, guidance, behind);
+  // At 1 the row without an image would cancel out.
+  if (imageUse !== "condition" || imageGuidance === 1 || guided.rows.length === 1) return guided;
+  const [image] = guided.rows;
+  const neither = { conditions: image.conditions, behind: new Float32Array(behind!.length) };
+  return { rows: [neither, ...guided.rows], strengths: [imageGuidance, ...guided.strengths] };
 }
 
 /** What the network's input channels leave for conditioning decides what the model is. */
