@@ -1,5 +1,6 @@
 export { InputError, type InputProblem } from "@quad-lora/base";
 export * from "./autodiff/index.ts";
+export { linkLeavesFolder } from "./io/links.ts";
 export * from "./io/load.ts";
 export type { ReadOptions } from "./io/read-proto.ts";
 export { constantBytes, encodeModel, externalFiles, type SaveOptions, saveModel } from "./io/save.ts";

@@ -31,12 +31,13 @@ export { type BundleSummary, bundleEncodings, showBundle } from "./bundle/show.t
 export { signBundle } from "./bundle/sign.ts";
 export { type StorageRow, type StorageSizes, storageSizes, storageTable } from "./bundle/storage.ts";
 export { verifyBundle } from "./bundle/verify.ts";
-export { type CalibrateOptions, observeTasks, recordTask } from "./calibrate/calibrate.ts";
+export { observeTasks, recordTask } from "./calibrate/calibrate.ts";
 export { type CompileOptions, type CompileResult, compileBundle } from "./compile/compile-bundle.ts";
 export * from "./distill/index.ts";
 export * from "./encodings-files/index.ts";
-export { type EvaluateOptions, evaluate } from "./evaluate/evaluate.ts";
+export { evaluate } from "./evaluate/evaluate.ts";
 export type { NetworkPaths } from "./evaluate/networks.ts";
+export type { EvaluateOptions } from "./evaluate/options.ts";
 export type { SimulatedVariant } from "./evaluate/simulated-variants.ts";
 export {
   type ComponentSummary,
@@ -82,7 +83,7 @@ export { writeReport } from "./report/report.ts";
 export { type BuildConfig, type BuildConfigInput, defineConfig, loadConfig } from "./settings/config.ts";
 export type { Policy, PolicyInput } from "./settings/policy.ts";
 export type { Placement } from "./simulate/simulation-graph.ts";
-export { type BuildOptions, type BuildResult, build } from "./stages/build.ts";
+export { type BuildResult, build } from "./stages/build.ts";
 export {
   type DistillBundleOptions,
   type DistillBundleResult,
@@ -90,6 +91,10 @@ export {
   distillBundle,
   distillConfigured,
 } from "./stages/distill-configured.ts";
+export type { BuildOptions } from "./stages/run.ts";
 export * from "./train/index.ts";
 export * from "./tune/index.ts";
-export type { StageResult } from "./work/stage.ts";
+export type { Executor, Job, JobContext } from "./work/executors/executor.ts";
+export type { Needs, Step } from "./work/plan.ts";
+export type { Progress, StageOptions } from "./work/progress.ts";
+export type { AnyStage, Disposable, Json, Stage, StageContext, StageResult } from "./work/stage.ts";

@@ -44,32 +44,6 @@ export type SlotsFile = z.infer<typeof slotsFileSchema>;
 /** One adaptable layer: its kind, and the names and shapes of its two graph inputs. */
 export type Slot = z.infer<typeof slotSchema>;
 
-/** Defaults of one task. */
-export const taskSchema = z.strictObject({
-  /** Adapter at strength 1, or adapters with their strengths, or none. */
-  adapter: z.optional(z.union([z.string(), z.record(z.string(), z.number()), z.null()])),
-  /** Classifier-free guidance; 1 turns it off. */
-  guidance: z.optional(z.number()),
-  steps: z.optional(z.int().check(z.positive())),
-  /** Used when a call gives no prompt. */
-  prompt: z.optional(z.string()),
-  negativePrompt: z.optional(z.string()),
-  /** What a call has to bring. */
-  inputs: z.optional(z.array(z.enum(["prompt", "image", "mask"]))),
-  description: z.optional(z.string()),
-});
-/** Defaults of one task. */
-export type Task = z.infer<typeof taskSchema>;
-
-/** `tasks.json`: named defaults for generation. */
-export const tasksFileSchema = z.strictObject({
-  format: z.literal("quad-tasks"),
-  version: z.literal(1, { error: "unknown version: this runtime reads version 1" }),
-  tasks: z.record(z.string(), taskSchema),
-});
-/** Content of `tasks.json`. */
-export type TasksFile = z.infer<typeof tasksFileSchema>;
-
 /** What the runtime needs of diffusers' `UNet2DConditionModel` configuration; the graph itself overrides it. */
 export const unetConfigSchema = z.looseObject({
   in_channels: z.optional(z.int().check(z.positive())),

@@ -1,7 +1,7 @@
 export { InputError, type InputProblem, type Schema } from "@quad-lora/base";
 export { adapterMetadata, type BundleIdentity } from "./adapter-file.ts";
 export { AdapterBank, type AdapterFeeds, type Strengths } from "./adapters.ts";
-export { type Slot, type SlotsFile, slotsFileSchema, type Task, type TasksFile, tasksFileSchema } from "./configs.ts";
+export { type Slot, type SlotsFile, slotsFileSchema } from "./configs.ts";
 export { type PictureSize, pixelsPerLatent, readDefaultSize, readVaeConfig } from "./default-size.ts";
 export type { ModelRun, StepInfo } from "./denoise.ts";
 export { type FetchOptions, type FolderFiles, fetchFiles, parseJson, readJson } from "./files.ts";
@@ -34,4 +34,5 @@ export {
   signedBytes,
   verifySignature,
 } from "./signature.ts";
+export { adaptersOfTask, type Task, type TasksFile, tasksFileSchema, tasksOfAdapters } from "./tasks.ts";
 export { loadTokenizer, type PromptTokenizer } from "./tokenizer.ts";

@@ -1,9 +1,9 @@
 import { checkRelativePath, InputError } from "@quad-lora/base";
 import * as z from "zod/mini";
 import type { BundleIdentity } from "./adapter-file.ts";
-import { taskSchema } from "./configs.ts";
 import { parseJson } from "./files.ts";
 import { sha256 } from "./sha256.ts";
+import { taskSchema } from "./tasks.ts";
 
 const hashSchema = z.string().check(z.regex(/^[0-9a-f]{64}$/, "expected a SHA-256 hash in lower-case hexadecimal"));
 

@@ -1,5 +1,4 @@
 import { InputError } from "@quad-lora/base";
-import type { Task } from "./configs.ts";
 import type { FolderFiles } from "./files.ts";
 import {
   type AdapterRecord,
@@ -10,6 +9,7 @@ import {
 } from "./manifest.ts";
 import { graphHash, sha256 } from "./sha256.ts";
 import { verifySignature } from "./signature.ts";
+import type { Task } from "./tasks.ts";
 
 /** An opened bundle: its manifest, and its files as they are to be read. */
 export interface OpenedBundle {

@@ -1,7 +1,7 @@
 import { Command } from "commander";
 import { loadConfig } from "../settings/config.ts";
 import { build } from "../stages/build.ts";
-import { interruptSignal } from "./interrupt.ts";
+import { stageOptions } from "./interrupt.ts";
 import { printAdapters, printProfile } from "./tables.ts";
 import { formatDuration, type Terminal } from "./terminal.ts";
 
@@ -18,8 +18,7 @@ export function buildCommand(terminal: () => Terminal): Command {
       const config = await loadConfig(path);
       const started = performance.now();
       const { profile, adapters, base, stages } = await build(config, {
-        signal: interruptSignal(),
-        onProgress: (stage, done, total, detail) => out.progress(stage, done, total, detail),
+        ...stageOptions(out),
         onStage: (name, { reused }) => out.print(`${reused ? "unchanged" : "done     "}  ${name}`),
         onWarning: (text) => out.warn(text),
       });

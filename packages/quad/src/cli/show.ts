@@ -5,6 +5,7 @@ import { verifyBundle } from "../bundle/verify.ts";
 import type { AimetVersion } from "../encodings-files/index.ts";
 import { writeFileAtomically } from "../files/atomic.ts";
 import { formatBytes } from "../report/format.ts";
+import { stageOptions } from "./interrupt.ts";
 import { printAdapters, printProfile } from "./tables.ts";
 import { formatTable, type Terminal } from "./terminal.ts";
 
@@ -44,7 +45,7 @@ export function showCommand(terminal: () => Terminal): Command {
       const summary = await showBundle(bundle);
       const keys = options.verifyKey ? [await readFile(options.verifyKey, "utf8")] : undefined;
       const isVerified = options.verify || keys !== undefined;
-      if (isVerified) await verifyBundle(bundle, (done, total) => out.progress("verifying", done, total), keys);
+      if (isVerified) await verifyBundle(bundle, { ...stageOptions(out), trustedKeys: keys });
       out.endProgress();
       out.result({ ...summary, verified: isVerified });
       const { manifest, profile, slots, adapters, sizes, nodes } = summary;

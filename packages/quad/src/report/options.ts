@@ -3,7 +3,7 @@ export interface ReportOptions {
   /** HTML file to write. */
   out: string;
   /** The bundle's `profile.json`. */
-  profile?: string | undefined;
+  profile?: string;
   /** Curve, benchmark and ablation files, or folders that hold some. */
   include?: readonly string[];
 }

@@ -3,25 +3,27 @@ import { rm } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { InputError } from "@quad-lora/base";
 import type { TensorData } from "@quad-lora/runtime";
-import { alignBatches, shapeOf } from "../calibrate/calibrate.ts";
-import { rowsPerCall } from "../distill/teacher-batches.ts";
+import { alignBatches } from "../calibrate/calibrate.ts";
+import { refuseOtherSize, rowsPerCall } from "../distill/teacher-batches.ts";
 import { ExposedModel } from "../exposed/exposed-model.ts";
 import { encodeAdapter } from "../factors/encode-factors.ts";
 import { hashFile } from "../files/hash.ts";
 import { decibels } from "../metrics/index.ts";
+import { mean } from "../metrics/mean.ts";
 import { readScheduler } from "../model/model-folder.ts";
 import { type Profile, readProfile, writeProfile } from "../records/profile.ts";
 import { readTrajectory, type Trajectory } from "../records/trajectory.ts";
 import type { TuneSettings } from "../settings/tune.ts";
 import type { TrainingCurve } from "../train/checkpoint.ts";
 import { LossSession, TrainingSession } from "../train/training-graph.ts";
-import { type TrainingProgress, trainingLoop } from "../train/training-loop.ts";
+import { trainingLoop } from "../train/training-loop.ts";
+import type { StageOptions } from "../work/progress.ts";
 import { buildRangeGraph, rangeParameters } from "./range-graph.ts";
 import { withFactors } from "./range-groups.ts";
 import { factorTensors, taskBatches } from "./task-batches.ts";
 
 /** What {@link tuneProfile} reads and writes, and how it trains. */
-export interface TuneProfileOptions {
+export interface TuneProfileOptions extends StageOptions {
   /** Folder written by `expose`. */
   exposed: string;
   /** Profile file. */
@@ -33,8 +35,6 @@ export interface TuneProfileOptions {
   settings: TuneSettings;
   /** Folder for the checkpoint, which is removed when the profile is written; default: that of `out`. */
   checkpoints?: string;
-  signal?: AbortSignal;
-  onProgress?: (progress: TrainingProgress) => void;
 }
 
 /** What training the ranges gained, and where its files are. */
@@ -61,11 +61,16 @@ export interface TuneProfileResult {
  */
 export async function tuneProfile(options: TuneProfileOptions): Promise<TuneProfileResult> {
   const { exposed, settings, signal } = options;
+  if (settings.steps < 1) {
+    throw new InputError({ what: "there is nothing to do in 0 steps", where: "tune.steps", expected: "1 or more" });
+  }
   const profile = await readProfile(options.profile);
   const model = await ExposedModel.open(exposed);
+  await model.refuse(profile, options.profile);
   const { slots } = model;
   const trajectories = alignBatches(await Promise.all(options.trajectories.map(readTrajectory)));
-  await refuseProfile(options, profile, model, trajectories);
+  const what = "the calibration pictures have another size than the profile is for";
+  refuseOtherSize(profile, trajectories, what, options.profile);
   const { batch: calls, threads, validationShare } = settings;
   const perCall = rowsPerCall(trajectories[0]);
   const { rank, tensors, hashes } = await encodedFactors(model, profile, trajectories);
@@ -95,7 +100,7 @@ export async function tuneProfile(options: TuneProfileOptions): Promise<TuneProf
     const initial = new Float32Array(groups.length);
     const measure = async (parameters: Float32Array) => {
       const noise = new Map<string, number>();
-      for (const [task, held] of batches.validation) noise.set(task, await meanLoss(measuring, parameters, held));
+      for (const [task, held] of batches.validation) noise.set(task, await measuring.meanLoss(parameters, held));
       return noise;
     };
     const started = performance.now();
@@ -108,7 +113,8 @@ export async function tuneProfile(options: TuneProfileOptions): Promise<TuneProf
         evaluate: async (parameters) => mean([...(await measure(parameters)).values()]),
       },
       signal,
-      onProgress: options.onProgress,
+      onStep: ({ step, loss }) =>
+        options.onProgress?.("training ranges", step, steps, `${decibels(loss).toFixed(1)} dB`),
     });
     const seconds = (performance.now() - started) / 1000;
     const before = await measure(initial);
@@ -139,27 +145,6 @@ export async function tuneProfile(options: TuneProfileOptions): Promise<TuneProf
   }
 }
 
-async function refuseProfile(
-  { profile: file, settings }: TuneProfileOptions,
-  profile: Profile,
-  model: ExposedModel,
-  trajectories: readonly Trajectory[],
-): Promise<void> {
-  if (settings.steps < 1) {
-    throw new InputError({ what: "there is nothing to do in 0 steps", where: "tune.steps", expected: "1 or more" });
-  }
-  await model.refuse(profile, file);
-  const { height, width, tokens } = profile.shape;
-  const recorded = shapeOf(trajectories);
-  if (recorded.height === height && recorded.width === width && recorded.tokens === tokens) return;
-  throw new InputError({
-    what: "the calibration pictures have another size than the profile is for",
-    file,
-    expected: `latents ${height} x ${width}, ${tokens} tokens`,
-    got: `latents ${recorded.height} x ${recorded.width}, ${recorded.tokens} tokens`,
-  });
-}
-
 /** Every task's values for the adapter inputs, on the profile's grids and of one rank, and hashes of where they are from. */
 async function encodedFactors(model: ExposedModel, profile: Profile, trajectories: readonly Trajectory[]) {
   const { slots } = model;
@@ -176,18 +161,4 @@ async function encodedFactors(model: ExposedModel, profile: Profile, trajectorie
     if (given) hashes[name] = await hashFile(model.factorPath(name));
   }
   return { rank, tensors, hashes };
-}
-
-async function meanLoss(
-  session: LossSession,
-  parameters: Float32Array,
-  batches: readonly Readonly<Record<string, TensorData>>[],
-): Promise<number> {
-  const losses: number[] = [];
-  for (const tensors of batches) losses.push(await session.loss(parameters, tensors));
-  return mean(losses);
-}
-
-function mean(values: readonly number[]): number {
-  return values.reduce((sum, value) => sum + value, 0) / values.length;
 }

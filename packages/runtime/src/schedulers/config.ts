@@ -80,7 +80,7 @@ function refuseUnread(
     definitions.flatMap((definition) => [...Object.keys(definition.options), ...(definition.inert ?? [])]),
   );
   for (const [key, value] of Object.entries(given)) {
-    if (key in options || inert?.includes(key) || key.startsWith("_") || value === false) continue;
+    if (Object.hasOwn(options, key) || inert?.includes(key) || key.startsWith("_") || value === false) continue;
     if (changesPicture.test(key)) {
       throw new InputError({
         what: `${given._class_name} does not implement ${key} here`,

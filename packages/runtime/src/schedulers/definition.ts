@@ -44,7 +44,7 @@ const positive = z.number().check(z.positive());
 
 /** Every scheduler has these. */
 export const trainingOptions = {
-  num_train_timesteps: z._default(z.int().check(z.minimum(2)), 1000),
+  num_train_timesteps: z._default(z.int().check(z.minimum(2), z.maximum(100_000)), 1000),
   prediction_type: z._default(z.enum(["epsilon", "v_prediction", "sample", "flow_prediction"]), "epsilon"),
 };
 
@@ -118,7 +118,7 @@ export const consistencyOptions = {
   beta_end: z._default(positive.check(z.lt(1)), 0.012),
   beta_schedule: z._default(betaOptions.beta_schedule.def.innerType, "scaled_linear"),
   /** Steps of the distillation, among which the timesteps are chosen. */
-  original_inference_steps: z._default(z.int().check(z.minimum(1)), 50),
+  original_inference_steps: z._default(z.int().check(z.minimum(1), z.maximum(100_000)), 50),
 };
 
 /** For {@link SchedulerDefinition.inert}: clipping by quantiles. */
