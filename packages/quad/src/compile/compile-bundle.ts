@@ -1,5 +1,4 @@
-import { existsSync } from "node:fs";
-import { cp, mkdir, rm } from "node:fs/promises";
+import { cp } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { InputError } from "@quad-lora/base";
 import {
@@ -20,14 +19,8 @@ import {
   type SlotsFile,
 } from "@quad-lora/runtime";
 import { type AdapterSource, loadAdapters } from "../bundle/adapter-sources.ts";
-import {
-  bundleFiles,
-  readManifest,
-  readRecords,
-  recordFiles,
-  replaceFolder,
-  temporaryFolder,
-} from "../bundle/bundle-folder.ts";
+import { keepAddedAdapters } from "../bundle/added-adapters.ts";
+import { bundleFiles, recordFiles, refuseForeignBundle } from "../bundle/bundle-folder.ts";
 import { copyRest } from "../bundle/copied-files.ts";
 import { type EncodingFrame, encodeForBundle } from "../bundle/encode-adapter.ts";
 import { measureQuality } from "../bundle/quality.ts";
@@ -36,12 +29,14 @@ import { ExposedModel } from "../exposed/exposed-model.ts";
 import { writeFileAtomically } from "../files/atomic.ts";
 import { hashFile } from "../files/hash.ts";
 import { writeRecord } from "../files/json.ts";
-import { refuseForeignFolder } from "../files/overwrite.ts";
+import { replaceFolder } from "../files/replace-folder.ts";
 import { componentFile, graphIdentity } from "../model/graph-files.ts";
 import { openFolder } from "../model/open-folder.ts";
 import { aimetEncodings } from "../profile/export-encodings.ts";
 import { type Profile, pointEncoding, readProfile } from "../records/profile.ts";
 import { readTrajectory } from "../records/trajectory.ts";
+import { type TargetName, targetNamed } from "../targets/index.ts";
+import type { Target } from "../targets/target.ts";
 import { keepTasks } from "../tasks/keep-tasks.ts";
 import type { StageOptions } from "../work/progress.ts";
 import { ownZeroPoints } from "./own-zero-points.ts";
@@ -56,8 +51,8 @@ export interface CompileOptions extends StageOptions {
   /** Folder to write; a bundle there is replaced. */
   out: string;
   /** What the profile was made for: another target needs another profile. */
-  target: "cpu" | "npu";
-  /** Rank that an npu's graph takes; default: the profile's. */
+  target: TargetName;
+  /** Rank that the graph takes, where the target's is fixed; default: the profile's. */
   rank?: number;
   /** Folders with distilled factors: they replace the exposed folder's of the same names, and are not aligned again. */
   adapters?: readonly string[];
@@ -72,7 +67,7 @@ export interface CompileResult {
   out: string;
   manifest: BundleManifest;
   adapters: AdapterRecord[];
-  /** Adapters that had been added to the bundle that was replaced, and were encoded for its graph and profile. */
+  /** Adapters that had been added to the bundle that was replaced, and were encoded for its graph and profile: set aside, see `setAsideFolder`. */
   lost: string[];
 }
 
@@ -83,17 +78,16 @@ export interface CompileResult {
  */
 export async function compileBundle(options: CompileOptions): Promise<CompileResult> {
   const out = resolve(options.out);
-  await refuseForeignFolder(out, bundleFiles.manifest, "exists and is not a bundle");
+  await refuseForeignBundle(out);
   const profile = await readProfile(options.profile);
   const exposed = await ExposedModel.open(resolve(options.exposed));
   await refuseForeignProfile(profile, options, exposed);
-  const rank = rankOf(options, profile, exposed.slotsFile);
+  const target = targetNamed(options.target);
+  const rank = target.hasFixedRank ? fixedRank(options, profile, exposed.slotsFile) : null;
 
-  const temporary = temporaryFolder(out);
-  await rm(temporary, { recursive: true, force: true });
-  await mkdir(temporary, { recursive: true });
-  try {
-    const slots = await writeGraph(temporary, exposed, profile, rank, options);
+  const lost: string[] = [];
+  const write = async (temporary: string) => {
+    const { slots, operators } = await writeGraph(temporary, exposed, profile, { target, rank }, options);
     const adapters = await loadAdapters(exposed.folder, options.adapters);
     await keepTasks(temporary, [...adapters.keys()]);
     const identity = {
@@ -107,37 +101,36 @@ export async function compileBundle(options: CompileOptions): Promise<CompileRes
     const manifest: BundleManifest = {
       format: "quad-bundle",
       version: 1,
-      target: targetOf(rank, options),
+      target: { kind: target.name, ...(rank === null ? {} : { rank }), operators },
       component: exposed.component,
       ...identity,
       ...(base ? { base } : {}),
       files: await recordFiles(temporary, options.signal),
     };
     await writeRecord(join(temporary, bundleFiles.manifest), manifest);
-    const lost = await keepAddedAdapters(out, temporary, manifest);
     options.signal?.throwIfAborted();
-    await replaceFolder(temporary, out);
     return { out: options.out, manifest, adapters: records, lost };
-  } finally {
-    await rm(temporary, { recursive: true, force: true });
-  }
+  };
+  return replaceFolder(out, write, async (temporary, { manifest }) => {
+    lost.push(...(await keepAddedAdapters(out, temporary, manifest)));
+  });
 }
 
-/** Writes everything but the adapters and what is said about them: graphs, slots, profile, encodings. Returns the slots. */
+/** Writes everything but the adapters and what is said about them: graphs, slots, profile, encodings. Returns the slots, and what the graph needs of a runtime. */
 async function writeGraph(
   folder: string,
   exposed: ExposedModel,
   profile: Profile,
-  rank: SlotsFile["rank"],
+  { target, rank }: { target: Target; rank: number | null },
   options: CompileOptions,
-): Promise<SlotsFile> {
+): Promise<{ slots: SlotsFile; operators: string[] }> {
   const { component, slots, slotsFile } = exposed;
   const stage = "compiling the graph";
   options.onProgress?.(stage, 0, 3);
   const prepared = await exposed.prepare(profile.shape);
   const encodings = aimetEncodings(prepared, slots, profile);
   options.signal?.throwIfAborted();
-  const model = await quantizedGraph(prepared, slots, profile, targetOf(rank, options));
+  const model = await quantizedGraph(prepared, slots, profile, target, rank);
   options.onProgress?.(stage, 1, 3);
   options.signal?.throwIfAborted();
   await simplify(model);
@@ -150,18 +143,23 @@ async function writeGraph(
 
   const elementType = profile.policy.adapterBits === 8 ? "int8" : "int16";
   const components = { ...slotsFile.components, [component]: { ...slots, elementType } as const };
-  const written: SlotsFile = { ...slotsFile, rank, components };
+  const written: SlotsFile = {
+    ...slotsFile,
+    rank: rank === null ? slotsFile.rank : { kind: "fixed", rank },
+    components,
+  };
   await writeRecord(join(folder, bundleFiles.slots), written);
   await cp(options.profile, join(folder, bundleFiles.profile), { dereference: true });
   await writeFileAtomically(join(folder, bundleFiles.encodings), writeAimet(encodings, "2.0.0"));
-  return written;
+  return { slots: written, operators: usedOperators(model, target) };
 }
 
 function quantizedGraph(
   prepared: Model,
   slots: SlotsFile["components"][string],
   profile: Profile,
-  target: BundleManifest["target"],
+  target: Target,
+  rank: number | null,
 ): Promise<Model> {
   const { adapterBits, weightBits, weightMethod } = profile.policy;
   return buildQuantizedGraph(prepared, slots, {
@@ -170,16 +168,8 @@ function quantizedGraph(
     ...{ adapterBits, weightBits, weightMethod },
     narrowLayers: new Set(profile.narrowLayers),
     target,
+    rank,
   });
-}
-
-/** The rank that the bundle's adapters are given with. */
-function rankOf(options: CompileOptions, profile: Profile, slotsFile: SlotsFile): SlotsFile["rank"] {
-  return options.target === "npu" ? { kind: "fixed", rank: fixedRank(options, profile, slotsFile) } : slotsFile.rank;
-}
-
-function targetOf(rank: SlotsFile["rank"], { target }: CompileOptions): BundleManifest["target"] {
-  return target === "npu" && rank.kind === "fixed" ? { kind: "npu", rank: rank.rank } : { kind: "cpu" };
 }
 
 async function refuseForeignProfile(profile: Profile, options: CompileOptions, exposed: ExposedModel): Promise<void> {
@@ -218,6 +208,12 @@ async function simplify(model: Model): Promise<void> {
   const keep = new Set(["QuantizeLinear", "DequantizeLinear"]);
   await runPasses(model, [identityRemoval, deadCodeElimination, constantFolding({ keep }), commonSubexpressions]);
   ownZeroPoints(model);
+}
+
+/** Those of the target's operators that the graph has, sorted. */
+function usedOperators({ graph }: Model, { operators }: Target): string[] {
+  const used = new Set([...graph.nodes].map(({ operator }) => operator));
+  return operators.filter((operator) => used.has(operator)).sort();
 }
 
 async function writeAdapters(
@@ -278,21 +274,4 @@ async function writeRecords(
     const file = join(folder, bundleFiles.adapters, `${record.name}.json`);
     await writeFileAtomically(file, await adapterRecordText(record));
   }
-}
-
-/** Adapters that were added to the bundle at `out` stay if graph and profile are the same. Returns those that do not. */
-async function keepAddedAdapters(out: string, target: string, manifest: BundleManifest): Promise<string[]> {
-  if (!existsSync(out)) return [];
-  const current = new Set((await readRecords(target)).map(({ name }) => name));
-  const before = await readManifest(out).catch(() => undefined);
-  const added = (await readRecords(out).catch(() => [])).filter(({ name }) => !current.has(name));
-  const isSame = before?.graph === manifest.graph && before.profile === manifest.profile;
-  if (!isSame) return added.map(({ name }) => name);
-  for (const { name, files } of added) {
-    for (const file of [...Object.keys(files), `${name}.json`]) {
-      const path = join(bundleFiles.adapters, file);
-      if (existsSync(join(out, path))) await cp(join(out, path), join(target, path));
-    }
-  }
-  return [];
 }

@@ -1,8 +1,8 @@
 import { describe, expect, test } from "vitest";
+import type { QuantizationPoint } from "../quantizable/points.ts";
 import { encodingRange } from "../quantization/index.ts";
 import type { Observations } from "../records/observations.ts";
 import { policySchema } from "../settings/policy.ts";
-import type { QuantizationPoint } from "../simulate/simulation-graph.ts";
 import { chooseEncodings, encodingChooser, mergeTasks, widthsOf } from "./activation-encodings.ts";
 
 const bins = 8;

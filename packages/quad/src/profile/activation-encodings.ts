@@ -1,7 +1,7 @@
+import type { QuantizationPoint } from "../quantizable/points.ts";
 import { type BitWidth, chooseRange, type Encoding, encodingFromRange, type Histogram } from "../quantization/index.ts";
 import type { Observations } from "../records/observations.ts";
 import type { Policy } from "../settings/policy.ts";
-import type { QuantizationPoint } from "../simulate/simulation-graph.ts";
 
 /** Bits per quantization point; what is not named is wide. */
 export type Widths = (point: QuantizationPoint) => BitWidth;

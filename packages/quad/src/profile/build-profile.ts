@@ -1,6 +1,6 @@
 import { InputError } from "@quad-lora/base";
-import { alignBatches, shapeOf } from "../calibrate/calibrate.ts";
 import { ExposedModel } from "../exposed/exposed-model.ts";
+import { alignBatches, shapeOf } from "../model/denoiser-calls.ts";
 import type { Encoding } from "../quantization/index.ts";
 import { readObservations } from "../records/observations.ts";
 import { type Profile, writeProfile } from "../records/profile.ts";

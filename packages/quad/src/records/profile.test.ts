@@ -5,12 +5,14 @@ import { loadModel } from "@quad-lora/onnx";
 import { beforeAll, describe, expect, test } from "vitest";
 import { temporaryFolder } from "../../../../test/helpers/models.ts";
 import { loadSmallBuild } from "../../../../test/helpers/small-build.ts";
-import { recordTask, shapeOf } from "../calibrate/calibrate.ts";
+import { recordTask } from "../calibrate/calibrate.ts";
 import { observe } from "../calibrate/observe.ts";
 import { expose } from "../expose/expose.ts";
+import { shapeOf } from "../model/denoiser-calls.ts";
 import { graphIdentity } from "../model/graph-files.ts";
 import { denoiserSlots } from "../model/slots.ts";
 import { buildProfile, chooseStrategy } from "../profile/build-profile.ts";
+import { layerOfPoint } from "../quantizable/points.ts";
 import { prepareGraph } from "../quantizable/prepare-graph.ts";
 import { findQuantizable, movedFrom } from "../quantizable/quantizable.ts";
 import { policySchema } from "../settings/policy.ts";
@@ -74,10 +76,10 @@ describe("a profile of the pocket model", () => {
   test("belongs to the graph, and encodes every point and slot", async () => {
     expect(profile.graph).toBe(await graphIdentity(exposed, "unet"));
     expect(profile.rank).toBe(8);
-    const layers = new Set(Object.keys(profile.points).map((point) => point.replace(/#\d$/, "")));
+    const layers = new Set(Object.keys(profile.points).map((point) => layerOfPoint(point)));
     expect(profile.narrowLayers.length).toBe(Math.round(layers.size / 2));
     for (const [name, point] of Object.entries(profile.points)) {
-      const isNarrow = profile.narrowLayers.includes(name.replace(/#\d$/, ""));
+      const isNarrow = profile.narrowLayers.includes(layerOfPoint(name)!);
       expect(point.bits, name).toBe(isNarrow ? 8 : 16);
       expect(pointEncoding(point)).toMatchObject({ bits: point.bits, signed: false, symmetric: false });
     }

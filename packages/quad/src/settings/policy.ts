@@ -46,7 +46,7 @@ export const policySchema = z.strictObject({
   narrowRange: rangeMethodSchema.default({ kind: "mse", clipWeight: 4 }),
   /** Weigh groups of time steps by their own spread, so that late steps with small values keep their resolution. */
   balanceSteps: z.boolean().default(true),
-  /** Share of layers whose inputs get 8 bits, 0 to 1. Other activations keep 16 (npu) or stay float (cpu). */
+  /** Share of layers whose inputs get 8 bits, 0 to 1. Other activations keep 16, or stay float where the target leaves them so. */
   narrowShare: z.number().min(0).max(1).default(0),
   /** Instead of a share: as many narrow layers as keep the denoiser's signal to noise above this, dB. */
   narrowFloor: z.number().optional(),
