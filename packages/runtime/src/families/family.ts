@@ -67,8 +67,14 @@ export interface Family {
   readonly timestep: { readonly scale: number; readonly perRow: boolean };
   /** Guidance is an input of the network: the one by a second row is then an option of its own, off by default. */
   readonly embedsGuidance?: boolean;
-  /** Inputs of the row that a prompt makes. */
+  /** Inputs of the row that a prompt makes. What the graph has no input for is left out. */
   conditions(prompt: ReadonlyMap<string, PromptEncoding>, drawing: Drawing): Conditions;
+  /** Inputs of the row that stands for no negative prompt at all, where that is not the empty one. */
+  withoutNegative?(conditions: Conditions): Conditions;
+  /** Strength of the guidance by the picture, for networks that have rows with and without it; 1: none. */
+  readonly imageGuidance?: number;
+  /** Folder of a second network, which sees a picture of its own and whose outputs are added inside of the denoiser. */
+  readonly control?: string;
   /** Inputs without a batch axis. @param tokens - of the row's text */
   shared?(drawing: Drawing, conditions: Conditions): Conditions;
   layout?(drawing: Drawing): LatentLayout;
@@ -79,6 +85,11 @@ export interface Family {
 /** The hidden states that come last in a text encoder. */
 export function lastStates(available: readonly string[]): string[] {
   return available.includes("last_hidden_state") ? ["last_hidden_state"] : available.slice(0, 1);
+}
+
+/** The hidden states before the last layer; the first encoder of two may have no projection. */
+export function penultimateAlone(available: readonly string[]): string[] {
+  return penultimateStates(available).slice(0, 1);
 }
 
 /** The hidden states before the last layer, as a list of one, and the pooled and projected ones. */

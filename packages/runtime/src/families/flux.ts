@@ -35,10 +35,7 @@ export const flux: Family = {
   }),
 };
 
-function conditions(
-  prompt: ReadonlyMap<string, PromptEncoding>,
-  { denoiser, guidance }: Drawing,
-): Conditions {
+function conditions(prompt: ReadonlyMap<string, PromptEncoding>, { denoiser, guidance }: Drawing): Conditions {
   return {
     encoder_hidden_states: prompt.get("text_encoder_2")!.states,
     pooled_projections: prompt.get("text_encoder")!.outputs.get("pooler_output")!,
@@ -49,7 +46,11 @@ function conditions(
 /** Positions (0, row, column) of the packs; those of text are zero. */
 function shared({ latentWidth, latentHeight }: Drawing, { encoder_hidden_states: states }: Conditions): Conditions {
   const [rows, columns] = [latentHeight / 2, latentWidth / 2];
-  const positions = Array.from({ length: rows * columns }, (_, token) => [0, Math.floor(token / columns), token % columns]);
+  const positions = Array.from({ length: rows * columns }, (_, token) => [
+    0,
+    Math.floor(token / columns),
+    token % columns,
+  ]);
   const [tokens] = states.dims;
   return {
     img_ids: { dims: [rows * columns, 3], values: positions.flat() },
@@ -68,7 +69,11 @@ function packed({ latentChannels: channels, latentHeight: height, latentWidth: w
   }
   return {
     dims: [(height / 2) * (width / 2), features],
-    pack: (latents, out) => places.forEach((to, from) => (out[to] = latents[from])),
-    unpack: (row, out) => places.forEach((from, to) => (out[to] = row[from])),
+    pack: (latents, out) => {
+      for (let i = 0; i < places.length; i++) out[places[i]] = latents[i];
+    },
+    unpack: (row, out) => {
+      for (let i = 0; i < places.length; i++) out[i] = row[places[i]];
+    },
   };
 }

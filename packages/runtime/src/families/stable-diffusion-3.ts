@@ -1,5 +1,14 @@
 import type { PromptEncoding } from "../text-encoder.ts";
-import { type Conditions, concatenate, type Drawing, type Family, lastStates, penultimateStates, sideBySide, widen } from "./family.ts";
+import {
+  type Conditions,
+  concatenate,
+  type Drawing,
+  type Family,
+  lastStates,
+  penultimateStates,
+  sideBySide,
+  widen,
+} from "./family.ts";
 
 /** Tokens of T5, also of the zeros in its place. */
 const t5Tokens = 256;

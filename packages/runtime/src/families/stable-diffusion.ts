@@ -1,13 +1,12 @@
 import { type Family, lastStates } from "./family.ts";
 
-/** Stable Diffusion 1 and 2: one CLIP, a UNet; inpainting and InstructPix2Pix have further channels behind the latents. */
+/** Stable Diffusion 1 and 2: one CLIP, a UNet; inpainting has further channels behind the latents. */
 export const stableDiffusion: Family = {
   name: "Stable Diffusion",
   pipelineClasses: [
     "StableDiffusionPipeline",
     "StableDiffusionImg2ImgPipeline",
     "StableDiffusionInpaintPipeline",
-    "StableDiffusionInstructPix2PixPipeline",
     "OnnxStableDiffusionPipeline",
     "OnnxStableDiffusionImg2ImgPipeline",
     "OnnxStableDiffusionInpaintPipeline",
