@@ -3,9 +3,12 @@ import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 import { InputError } from "@quad-lora/base";
 import { afterAll, expect, test } from "vitest";
-// Child processes run the built package.
-import { ProcessPool } from "../packages/quad/dist/work/processes.js";
+import type * as Processes from "../packages/quad/src/work/processes.ts";
 import { temporaryFolder } from "./helpers/models.ts";
+
+// Child processes run the built package.
+const built = join(import.meta.dirname, "../packages/quad/dist/work/processes.js");
+const { ProcessPool } = (await import(pathToFileURL(built).href)) as typeof Processes;
 
 const folder = temporaryFolder();
 const module = join(folder, "tasks.mjs");

@@ -30,7 +30,7 @@ async function makePictures(folderUrl: string, index: string[], ortUrl: string, 
       },
     } as typeof ort.InferenceSession,
   };
-  const pipeline = await openPipeline({ ort: counting, files: fetchFiles(folderUrl, index) });
+  const pipeline = await openPipeline({ ort: counting, files: fetchFiles(folderUrl, { index }) });
   const pictures: number[][] = [];
   let opened: number | undefined;
   const bytes = (picture: PageRun["image"]): RgbImage | undefined =>

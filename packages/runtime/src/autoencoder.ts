@@ -50,7 +50,7 @@ export class Autoencoder {
   }
 
   /**
-   * The mean of the encoding times the scaling factor, `[latent channels, height / factor, width / factor]`.
+   * The mean of the encoding, shifted and scaled as the configuration says: `[latent channels, height / factor, width / factor]`.
    * Pixels under the mask are mid-grey.
    */
   async encode(image: RgbImage, mask?: Mask): Promise<Float32Array> {
@@ -70,7 +70,9 @@ export class Autoencoder {
   /** The picture of scaled latents. */
   async decode(latents: Float32Array, width: number, height: number): Promise<RgbImage & { data: Uint8Array }> {
     const port = this.decoder.input("latent_sample");
-    const unscaled = latents.map((value) => value / this.config.scaling_factor);
+    const { scaling_factor: scale, shift_factor } = this.config;
+    const shift = shift_factor ?? 0;
+    const unscaled = latents.map((value) => value / scale + shift);
     const dims = [1, this.latentChannels, height / this.factor, width / this.factor];
     const outputs = await this.decoder.run({ [port.name]: floatTensor(this.#ort, port.type, unscaled, dims) });
     const sample = outputs.sample ?? Object.values(outputs)[0];
@@ -100,8 +102,10 @@ export class Autoencoder {
       });
     }
     const size = this.latentChannels * output.dims[2] * output.dims[3];
+    const { scaling_factor: scale, shift_factor } = this.config;
+    const shift = shift_factor ?? 0;
     return floatsOf(output)
       .slice(0, size)
-      .map((value) => value * this.config.scaling_factor);
+      .map((value) => (value - shift) * scale);
   }
 }

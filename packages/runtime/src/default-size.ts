@@ -13,9 +13,10 @@ export async function readVaeConfig(files: FolderFiles): Promise<VaeConfig> {
   return (await files.exists(path)) ? readJson(files, path, vaeConfigSchema) : vaeConfigSchema.parse({});
 }
 
-/** Pixels per latent along one side. */
-export function pixelsPerLatent({ block_out_channels }: VaeConfig): number {
-  return 2 ** (block_out_channels.length - 1);
+/** Pixels per latent along one side; 8 where the configuration says nothing. */
+export function pixelsPerLatent(config: VaeConfig): number {
+  const resolutions = config.block_out_channels ?? config.encoder_block_out_channels;
+  return resolutions ? 2 ** (resolutions.length - 1) : 8;
 }
 
 /**

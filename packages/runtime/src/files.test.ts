@@ -37,7 +37,7 @@ describe("fetchFiles", () => {
 
   test("with an index it asks the server nothing", async () => {
     requests.length = 0;
-    const files = fetchFiles(base, ["adapters/b.safetensors", "adapters/deep/c", "tasks.json"]);
+    const files = fetchFiles(base, { index: ["adapters/b.safetensors", "adapters/deep/c", "tasks.json"] });
     expect(await files.exists("tasks.json")).toBe(true);
     expect(await files.exists("slots.json")).toBe(false);
     expect(await files.list("adapters")).toEqual(["b.safetensors"]);

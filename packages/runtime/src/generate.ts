@@ -6,7 +6,7 @@ import { denoise, type ModelRun, type StepInfo } from "./denoise.ts";
 import { checkImage, isPainted, type Mask, type RgbImage, resizeNearest } from "./images.ts";
 import { SeededRandom } from "./noise.ts";
 import type { Component, OrtModule } from "./ort.ts";
-import { createScheduler } from "./schedulers/index.ts";
+import { createScheduler, type Scheduler } from "./schedulers/index.ts";
 import type { Task } from "./tasks.ts";
 import type { TextEncoder } from "./text-encoder.ts";
 
@@ -90,10 +90,10 @@ export async function generateImage(context: GenerateContext, options: GenerateO
   const imageLatents = image && (denoiseShare < 1 || !mask) ? await autoencoder.encode(image) : undefined;
   const conditioning = await buildConditioning(context, request, imageLatents);
 
-  const { scheduler, heun } = schedulerFor(context, options.scheduler, steps);
+  const scheduler = schedulerFor(context, options.scheduler, steps);
   // As diffusers' `get_timesteps`: whole steps only, and at least one.
   const skipped = steps - Math.max(1, Math.min(steps, Math.floor(steps * denoiseShare)));
-  const firstIndex = heun ? 2 * skipped : skipped;
+  const firstIndex = scheduler.order * skipped;
   const seed = options.seed ?? (options.latents ? 0 : Math.floor(Math.random() * 2 ** 31));
   const random = new SeededRandom(seed);
   const noise = options.latents ?? Float32Array.from({ length: size }, () => random.normal());
@@ -276,10 +276,7 @@ async function buildConditioning(
   return conditioning;
 }
 
-function schedulerFor(context: GenerateContext, override: GenerateOptions["scheduler"], steps: number) {
+function schedulerFor(context: GenerateContext, override: GenerateOptions["scheduler"], steps: number): Scheduler {
   const changes = typeof override === "string" ? { _class_name: override } : override;
-  const config = { ...context.schedulerConfig, ...changes };
-  const scheduler = createScheduler(config, steps, { file: context.schedulerFile });
-  // Heun evaluates the model twice a step.
-  return { scheduler, heun: config._class_name === "HeunDiscreteScheduler" };
+  return createScheduler({ ...context.schedulerConfig, ...changes }, steps, { file: context.schedulerFile });
 }

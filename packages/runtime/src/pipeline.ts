@@ -1,12 +1,15 @@
+// For applications whose lib has no Symbol.asyncDispose: it is in the declarations of a public class.
+/// <reference lib="esnext.disposable" preserve="true" />
 import { InputError } from "@quad-lora/base";
 import type { InferenceSession, Tensor } from "onnxruntime-common";
 import { AdapterBank, type AdapterFeeds } from "./adapters.ts";
 import { Autoencoder } from "./autoencoder.ts";
-import { slotsFileSchema } from "./configs.ts";
+import { type SlotsFile, slotsFileSchema } from "./configs.ts";
 import { type PictureSize, readDefaultSize } from "./default-size.ts";
 import { type FolderFiles, readJson, readRequired } from "./files.ts";
 import { type GeneratedImage, type GenerateOptions, generateImage } from "./generate.ts";
-import { type BundleManifest, identityOf, openBundle } from "./manifest.ts";
+import { type BundleManifest, identityOf } from "./manifest.ts";
+import { openBundle, type TrustOptions } from "./open-bundle.ts";
 import { Component, type OrtModule, type TensorData, tensorData, tensorFrom } from "./ort.ts";
 import { parseSchedulerConfigText } from "./schedulers/config.ts";
 import { adaptersOfTask, type Task, tasksFileSchema } from "./tasks.ts";
@@ -14,13 +17,11 @@ import { TextEncoder } from "./text-encoder.ts";
 import { loadTokenizer } from "./tokenizer.ts";
 
 /** Options of {@link openPipeline}. */
-export interface OpenOptions {
+export interface OpenOptions extends TrustOptions {
   /** `onnxruntime-node`, `onnxruntime-web/wasm` or `onnxruntime-web/webgpu`. */
   ort: OrtModule;
   /** The bundle or exposed folder, or a plain ONNX folder of diffusers or Optimum (which then has only the base task). */
   files: FolderFiles;
-  /** Compare a bundle's files with its manifest; true by default. Adapters of other bundles are refused in any case. */
-  verify?: boolean;
   /** ONNX Runtime's options, for all graphs or by the graph's folder. */
   sessionOptions?: InferenceSession.SessionOptions | ((component: string) => InferenceSession.SessionOptions);
 }
@@ -58,10 +59,11 @@ interface PipelineParts {
  */
 export async function openPipeline(options: OpenOptions): Promise<Pipeline> {
   const { ort, sessionOptions } = options;
-  const bundle = await openBundle(options.files, options.verify ?? true);
+  const bundle = await openBundle(options.files, options);
   const files = bundle?.files ?? options.files;
   const optionsFor = (name: string) => (typeof sessionOptions === "function" ? sessionOptions(name) : sessionOptions);
   const slots = (await files.exists("slots.json")) ? await readJson(files, "slots.json", slotsFileSchema) : undefined;
+  if (slots && !bundle && options.verify !== false) refuseIntegerSlots(slots, files);
   const tasks = new Map([...(bundle?.tasks ?? []), ...(await readTasks(files, slots !== undefined))]);
   const schedulerPath = "scheduler/scheduler_config.json";
   const schedulerText = new TextDecoder().decode(await readRequired(files, schedulerPath));
@@ -104,6 +106,7 @@ export class Pipeline {
   /** Inputs that stay the same whatever is selected, by component. */
   readonly #bound = new Map<string, Record<string, Tensor>>();
   #use: Use;
+  #uses = 0;
 
   /** Made by {@link openPipeline}. */
   constructor(parts: PipelineParts) {
@@ -150,14 +153,16 @@ export class Pipeline {
 
   /**
    * Chooses what later calls of {@link generate} and {@link runComponent} run with; those under way are not affected.
-   * An adapter is read the first time it is chosen.
+   * An adapter is read the first time it is chosen. Of several calls under way the last one decides.
    *
    * @throws InputError for an unknown name, a broken adapter, or more ranks than a graph of fixed rank takes
    */
   async use(selection: Selection): Promise<void> {
     const { task, strengths } = this.#resolve(selection);
     const { bank } = this.#parts;
+    const turn = ++this.#uses;
     for (const [name, strength] of strengths) if (strength !== 0) await this.#load(name);
+    if (turn !== this.#uses) return;
     this.#use = {
       key: JSON.stringify([...strengths].filter(([, strength]) => strength !== 0).sort()),
       task,
@@ -259,6 +264,11 @@ export class Pipeline {
     await this.#parts.autoencoder.release();
   }
 
+  /** As {@link dispose}, for `await using pipeline = ...`. */
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.dispose();
+  }
+
   #resolve(selection: Selection): { task: Task; strengths: Map<string, number> } {
     const { tasks } = this.#parts;
     if (selection === null) return { task: tasks.get("base") ?? {}, strengths: new Map() };
@@ -303,6 +313,16 @@ export class Pipeline {
       fix: "Run quad expose on the model first.",
     });
   }
+}
+
+/** Codes mean nothing without the bundle that says what they stand for: a folder that lost its manifest is damaged. */
+function refuseIntegerSlots({ components }: SlotsFile, files: FolderFiles): void {
+  if (Object.values(components).every(({ elementType = "float32" }) => elementType === "float32")) return;
+  throw new InputError({
+    what: "is missing, and the graph takes the integer codes of a bundle's adapters",
+    file: files.describe("manifest.json"),
+    fix: "Copy the whole bundle again.",
+  });
 }
 
 /** Without adapter inputs only the tasks that need no adapter. */

@@ -1,18 +1,18 @@
-import { z } from "zod";
+import * as z from "zod/mini";
 
 /** Defaults of one task. */
 export const taskSchema = z.strictObject({
   /** Adapter at strength 1, adapters with their strengths, or none; what a missing one means says {@link adaptersOfTask}. */
-  adapter: z.union([z.string(), z.record(z.string(), z.number()), z.null()]).optional(),
+  adapter: z.optional(z.union([z.string(), z.record(z.string(), z.number()), z.null()])),
   /** Classifier-free guidance; 1 turns it off. */
-  guidance: z.number().optional(),
-  steps: z.int().positive().optional(),
+  guidance: z.optional(z.number()),
+  steps: z.optional(z.int().check(z.positive())),
   /** Used when a call gives no prompt. */
-  prompt: z.string().optional(),
-  negativePrompt: z.string().optional(),
+  prompt: z.optional(z.string()),
+  negativePrompt: z.optional(z.string()),
   /** What a call has to bring. */
-  inputs: z.array(z.enum(["prompt", "image", "mask"])).optional(),
-  description: z.string().optional(),
+  inputs: z.optional(z.array(z.enum(["prompt", "image", "mask"]))),
+  description: z.optional(z.string()),
 });
 /** Defaults of one task. */
 export type Task = z.infer<typeof taskSchema>;

@@ -1,6 +1,5 @@
-import { Tokenizer } from "@huggingface/tokenizers";
 import { InputError } from "@quad-lora/base";
-import { z } from "zod";
+import * as z from "zod/mini";
 import { clipTokenizer } from "./clip-tokenizer.ts";
 import { tokenizerConfigSchema } from "./configs.ts";
 import { type FolderFiles, readJson } from "./files.ts";
@@ -21,9 +20,10 @@ export interface PromptTokenizer {
 export async function loadTokenizer(files: FolderFiles, defaultLength: number): Promise<PromptTokenizer> {
   const configPath = "tokenizer/tokenizer_config.json";
   const config = (await files.exists(configPath)) ? await readJson(files, configPath, tokenizerConfigSchema) : {};
-  const tokenizer = new Tokenizer(await tokenizerJson(files), config);
-
-  const id = (token: string | null | undefined) => (token == null ? undefined : tokenizer.token_to_id(token));
+  // A third of the runtime's bytes, and of no use to a page before it opens a model.
+  const { openTokenizerJson } = await import("./tokenizer-json.ts");
+  const file = files.describe("tokenizer/tokenizer.json");
+  const { encode, numberOf: id } = openTokenizerJson(await tokenizerJson(files), config, file);
   const end = id(config.eos_token);
   const padding = id(config.pad_token) ?? end;
   if (padding === undefined) {
@@ -40,7 +40,7 @@ export async function loadTokenizer(files: FolderFiles, defaultLength: number): 
   return {
     maxLength,
     encode(prompt) {
-      let { ids } = tokenizer.encode(prompt);
+      let ids = encode(prompt);
       if (ids.length > maxLength) {
         ids = ids.at(-1) === end ? [...ids.slice(0, maxLength - 1), end!] : ids.slice(0, maxLength);
       }

@@ -18,6 +18,7 @@ import { memorySource, Tensor, type TensorSource, tensorByteSize } from "../ir/t
 import { type Dimension, Value, type ValueType } from "../ir/value.ts";
 import { externalSource, resolveExternal } from "./external-data.ts";
 
+/** How a model file is read. */
 export interface ReadOptions {
   /** Path of the model file: external data is looked up beside it, and messages name it. */
   file: string;
@@ -66,10 +67,12 @@ function graphFromProto(proto: GraphProto, outer: Scope, options: ReadOptions): 
     define(value, "graph input");
     graph.inputs.push(value);
   }
+  const inputs = new Map(graph.inputs.map((input) => [input.name, input]));
   for (const tensorProto of proto.initializer) {
     const tensor = tensorFromProto(tensorProto, options);
     // Once it has its default, a second initializer of that name is a duplicate like any other.
-    const defaultOf = graph.inputs.find(({ name, initializer }) => name === tensorProto.name && !initializer);
+    const input = inputs.get(tensorProto.name);
+    const defaultOf = input?.initializer ? undefined : input;
     const value =
       defaultOf ?? new Value(tensorProto.name, { kind: "tensor", dataType: tensor.dataType, shape: tensor.dims });
     value.initializer = tensor;

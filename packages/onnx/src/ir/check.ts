@@ -54,7 +54,7 @@ function checkGraph(graph: Graph, file: string, outer: ReadonlySet<Value>, outer
     if (node.graph !== graph) fail("node belongs to another graph", node.label);
     node.inputs.forEach((value, index) => {
       if (value && !visible.has(value)) fail(`input ${index} reads "${value.name}", which nothing defines`, node.label);
-      if (value && !value.uses.some((use) => use.node === node && use.index === index)) {
+      if (value && !value.isReadBy(node, index)) {
         fail(`input ${index} is not among the uses of "${value.name}"`, node.label);
       }
     });

@@ -43,6 +43,11 @@ export class Value {
     return uses;
   }
 
+  /** Whether a node's input position reads this value. */
+  isReadBy(node: Node, index: number): boolean {
+    return this.#readers.get(node)?.has(index) ?? false;
+  }
+
   /** The distinct nodes that read this value. */
   get consumers(): Node[] {
     return [...this.#readers.keys()];

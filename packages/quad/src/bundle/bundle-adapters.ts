@@ -1,10 +1,9 @@
 import { readdir } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { InputError } from "@quad-lora/base";
-import type { AdapterRecord, BundleManifest, BundleQuality } from "@quad-lora/runtime";
+import { type AdapterRecord, adapterRecordText, type BundleManifest, type BundleQuality } from "@quad-lora/runtime";
 import { writeFileAtomically } from "../files/atomic.ts";
 import { withFolderLock } from "../files/folder-lock.ts";
-import { recordText } from "../files/json.ts";
 import { replaceFolder, takeFile } from "../files/replace-folder.ts";
 import { openFolder } from "../model/open-folder.ts";
 import { readSlots } from "../model/slots.ts";
@@ -71,7 +70,7 @@ export async function writeEncoded(
   const written = new Map<string, Uint8Array | string>();
   for (const { files, record } of encoded) {
     for (const [file, bytes] of files) written.set(file, bytes);
-    written.set(`${record.name}.json`, recordText(record));
+    written.set(`${record.name}.json`, await adapterRecordText(record));
   }
   // What lies beside a record, such as its signature, is that record's.
   const isOld = (name: string) =>

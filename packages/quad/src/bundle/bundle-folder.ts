@@ -2,13 +2,13 @@ import { readdir, stat } from "node:fs/promises";
 import { join } from "node:path";
 import {
   type AdapterRecord,
-  adapterRecordSchema,
   type BundleManifest,
   type FileRecord,
-  manifestSchema,
+  parseAdapterRecord,
+  parseManifest,
 } from "@quad-lora/runtime";
 import { hashFile } from "../files/hash.ts";
-import { readRecord } from "../files/json.ts";
+import { readText } from "../files/json.ts";
 import { refuseForeignFolder } from "../files/overwrite.ts";
 import { restoreFolder } from "../files/replace-folder.ts";
 
@@ -26,7 +26,8 @@ export const bundleFiles = {
 export async function readManifest(bundle: string): Promise<BundleManifest> {
   await restoreFolder(bundle);
   const file = join(bundle, bundleFiles.manifest);
-  return readRecord(file, manifestSchema, "a bundle written by quad build or quad compile");
+  const text = await readText(file, "a bundle written by quad build or quad compile");
+  return parseManifest(text, file);
 }
 
 /**
@@ -49,7 +50,12 @@ export async function readRecords(bundle: string): Promise<AdapterRecord[]> {
   const folder = join(bundle, bundleFiles.adapters);
   await restoreFolder(folder);
   const names = (await readdir(folder).catch(() => [])).filter((name) => name.endsWith(".json")).sort();
-  return Promise.all(names.map((name) => readRecord(join(folder, name), adapterRecordSchema)));
+  return Promise.all(
+    names.map(async (name) => {
+      const file = join(folder, name);
+      return parseAdapterRecord(await readText(file), file, name.slice(0, -".json".length));
+    }),
+  );
 }
 
 /** Hashes and sizes of all files below a folder but adapters and the manifest, by path with `/`, sorted. */

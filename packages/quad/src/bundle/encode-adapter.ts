@@ -86,7 +86,7 @@ export async function encodeForBundle(
   ]);
   const record: AdapterRecord = {
     format: "quad-bundle-adapter",
-    version: 1,
+    version: 2,
     name,
     source,
     ...identity,

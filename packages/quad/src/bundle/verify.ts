@@ -1,17 +1,25 @@
 import { join } from "node:path";
 import { InputError } from "@quad-lora/base";
-import type { FileRecord } from "@quad-lora/runtime";
+import { type FileRecord, openBundle } from "@quad-lora/runtime";
 import { folderFiles } from "../files/folder-files.ts";
 import type { StageOptions } from "../work/progress.ts";
 import { bundleFiles, readManifest, readRecords } from "./bundle-folder.ts";
 
 /**
- * Compares every file of a bundle with the manifest and the adapters' records: also those that opening it does not read.
+ * Checks everything that running a bundle relies on: opens it as the runtime does (records, names, files beside graphs, and
+ * signatures where keys are given), and compares every file, also those that opening does not read.
+ * @param trustedKeys - public ed25519 keys, PEM or base64: manifest and records must be signed with one of them
  * @throws InputError naming the first file that differs
  */
-export async function verifyBundle(bundle: string, { signal, onProgress }: StageOptions = {}): Promise<void> {
+export async function verifyBundle(
+  bundle: string,
+  { signal, onProgress, trustedKeys }: StageOptions & { trustedKeys?: readonly string[] } = {},
+): Promise<void> {
+  await openBundle(folderFiles(bundle), { trustedKeys });
   const files: [string, FileRecord | undefined][] = Object.entries((await readManifest(bundle)).files);
   for (const record of await readRecords(bundle)) {
+    const { [`${record.name}.safetensors`]: codes } = record.files;
+    files.push([`${bundleFiles.adapters}/${record.name}.safetensors`, codes]);
     for (const [name, file] of Object.entries(record.files)) files.push([`${bundleFiles.adapters}/${name}`, file]);
   }
   for (const [index, [path, expected]] of files.entries()) {

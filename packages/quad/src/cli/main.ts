@@ -12,8 +12,9 @@ import { Interrupted } from "./interrupt.ts";
 import { probeCommand } from "./probe.ts";
 import { runCommand } from "./run.ts";
 import { showCommand } from "./show.ts";
+import { signCommand } from "./sign.ts";
 import { calibrateCommand, profileCommand } from "./stages.ts";
-import { createTerminal } from "./terminal.ts";
+import { createTerminal, visible } from "./terminal.ts";
 import { trainCommand } from "./train.ts";
 import { tuneCommand } from "./tune.ts";
 
@@ -23,7 +24,16 @@ export type ExitCode = 0 | 1 | 2 | 130;
 /** Runs the command line and sets the process's exit code. */
 export async function main(args: string[]): Promise<void> {
   const json = args.includes("--json");
+  for (const stream of [process.stdout, process.stderr]) {
+    if (!stream.listeners("error").includes(endWithoutReader)) stream.on("error", endWithoutReader);
+  }
   process.exitCode = await runCli(args, json);
+}
+
+/** `quad show bundle | head -1`: whoever read the output has enough. */
+function endWithoutReader(error: NodeJS.ErrnoException): void {
+  if (error.code !== "EPIPE") throw error;
+  process.exit();
 }
 
 async function runCli(args: string[], json: boolean): Promise<ExitCode> {
@@ -46,6 +56,7 @@ async function runCli(args: string[], json: boolean): Promise<ExitCode> {
     distillCommand,
     compileCommand,
     showCommand,
+    signCommand,
     addCommand,
     runCommand,
     evalCommand,
@@ -74,21 +85,22 @@ function report(error: unknown, json: boolean): ExitCode {
   if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2;
   const message = error instanceof Error ? error.message : String(error);
   if (error instanceof InputError) {
-    if (json) process.stdout.write(`${JSON.stringify({ error: { message, ...error.problem } })}\n`);
+    if (json) process.stdout.write(`${visible(JSON.stringify({ error: { message, ...error.problem } }))}\n`);
     process.stderr.write(`error: ${message.replaceAll("\n", " ")}\n`);
     return 2;
   }
   const trouble = fileTrouble(error);
   if (trouble) {
-    if (json) process.stdout.write(`${JSON.stringify({ error: { message: trouble } })}\n`);
-    process.stderr.write(`error: ${trouble}\n`);
+    if (json) process.stdout.write(`${visible(JSON.stringify({ error: { message: trouble } }))}\n`);
+    process.stderr.write(`error: ${visible(trouble)}\n`);
     return 2;
   }
   if (error instanceof Interrupted) {
     process.stderr.write(`${message}\n`);
     return 130;
   }
-  process.stderr.write(`This is a fault in quad, not in your input: ${message}\n`);
+  if (json) process.stdout.write(`${visible(JSON.stringify({ error: { message } }))}\n`);
+  process.stderr.write(`This is a fault in quad, not in your input: ${visible(message)}\n`);
   process.stderr.write(
     process.env.QUAD_DEBUG ? `${(error as Error).stack}\n` : "Set QUAD_DEBUG=1 to see where it happened.\n",
   );

@@ -1,6 +1,6 @@
 import { InputError } from "@quad-lora/base";
 import { Command } from "commander";
-import { imageFormat, readImage, readMask, writeImage } from "../files/images.ts";
+import { checkImage, imageFormat, readImage, readMask, writeImage } from "../files/images.ts";
 import { openFolder } from "../model/open-folder.ts";
 import { collectStrengths, parseCount, parseNumber, parseSeed } from "./arguments.ts";
 import { interruptSignal } from "./interrupt.ts";
@@ -56,7 +56,7 @@ export function runCommand(terminal: () => Terminal): Command {
       imageFormat(options.out);
       const selection = selectionOf(options);
       // Opening a model takes long: a picture that cannot be read is told before.
-      for (const file of [options.image, options.mask]) if (file) await readImage(file);
+      for (const file of [options.image, options.mask]) if (file) await checkImage(file);
       const latents = options.latents ? await readLatents(options.latents) : null;
       const signal = interruptSignal();
       const pipeline = await openFolder(folder);

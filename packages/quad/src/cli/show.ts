@@ -1,3 +1,4 @@
+import { readFile } from "node:fs/promises";
 import { Command, Option } from "commander";
 import { bundleEncodings, showBundle } from "../bundle/show.ts";
 import { verifyBundle } from "../bundle/verify.ts";
@@ -10,6 +11,7 @@ import { formatTable, type Terminal } from "./terminal.ts";
 
 interface Options {
   verify?: boolean;
+  verifyKey?: string;
   encodings?: AimetVersion;
   out?: string;
 }
@@ -18,7 +20,11 @@ export function showCommand(terminal: () => Terminal): Command {
   return new Command("show")
     .summary("what is inside a bundle: graph, profile, adapters and how well they fit")
     .argument("<bundle>", "folder written by quad build or quad compile")
-    .option("--verify", "compare all files with the manifest")
+    .option(
+      "--verify",
+      "check all that running it relies on: every file against the manifest and the adapters' records",
+    )
+    .option("--verify-key <file>", "also check the signatures, against this public ed25519 key (PEM or base64)")
     .addOption(
       new Option("--encodings <version>", "write the encodings as an AIMET file instead").choices([
         "0.6.1",
@@ -37,12 +43,14 @@ export function showCommand(terminal: () => Terminal): Command {
         return;
       }
       const summary = await showBundle(bundle);
-      if (options.verify) await verifyBundle(bundle, stageOptions(out));
+      const keys = options.verifyKey ? [await readFile(options.verifyKey, "utf8")] : undefined;
+      const isVerified = options.verify || keys !== undefined;
+      if (isVerified) await verifyBundle(bundle, { ...stageOptions(out), trustedKeys: keys });
       out.endProgress();
-      out.result({ ...summary, verified: options.verify ?? false });
+      out.result({ ...summary, verified: isVerified });
       const { manifest, profile, slots, adapters, sizes, nodes } = summary;
       const { target } = manifest;
-      const count = slots.components[manifest.component].slots.length;
+      const count = slots.components[manifest.component]?.slots.length ?? 0;
       const rank = slots.rank.kind === "fixed" ? `rank ${slots.rank.rank}` : "any rank";
       const { batch, height, width } = profile.shape;
       out.print(
@@ -64,6 +72,7 @@ export function showCommand(terminal: () => Terminal): Command {
       out.print(
         formatTable([["part", "size"], ...Object.entries(sizes).map(([part, bytes]) => [part, formatBytes(bytes)])]),
       );
-      if (options.verify) out.print("\nAll files are those that the manifest describes.");
+      if (isVerified) out.print("\nAll files are those that the manifest describes.");
+      if (keys) out.print("Manifest and adapters are signed with the given key.");
     });
 }

@@ -28,15 +28,15 @@ export function createTerminal(json: boolean): Terminal {
   return {
     json,
     result: (value) => {
-      if (json) process.stdout.write(`${JSON.stringify(value)}\n`);
+      if (json) process.stdout.write(`${visible(JSON.stringify(value))}\n`);
     },
     print: (text) => {
       close();
-      if (!json) process.stdout.write(`${text}\n`);
+      if (!json) process.stdout.write(`${visible(text)}\n`);
     },
     warn: (text) => {
       close();
-      process.stderr.write(`warning: ${text}\n`);
+      process.stderr.write(`warning: ${visible(text).replaceAll("\n", " ")}\n`);
     },
     progress: (stage, done, total, detail) => {
       const now = performance.now();
@@ -54,12 +54,23 @@ export function createTerminal(json: boolean): Terminal {
       const left = done > 0 ? ((now - started) / done) * (total - done) : 0;
       const share = total > 0 ? `${Math.floor((100 * done) / total)} %` : "";
       const shown = detail ? `, ${detail}` : "";
-      const text = `${stage}: ${share}${shown}${finished || left < 1000 ? "" : `, ${formatDuration(left)} left`}`;
+      const text = `${visible(`${stage}: ${share}${shown}`)}${finished || left < 1000 ? "" : `, ${formatDuration(left)} left`}`;
       process.stderr.write(isTerminal ? `\r\u001b[2K${text}` : `${text}\n`);
       open = isTerminal;
     },
     endProgress: close,
   };
+}
+
+/**
+ * Text with its control characters, but for line feeds, written out: names from strangers' files could command the terminal.
+ */
+export function visible(text: string): string {
+  return text.replace(/[^\P{Cc}\n]/gu, escaped);
+}
+
+function escaped(character: string): string {
+  return `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`;
 }
 
 /** `1.2 s`, `3 min 05 s`. */
@@ -71,7 +82,8 @@ export function formatDuration(milliseconds: number): string {
 
 /** Aligned columns; numbers to the right. The first row is the heading. */
 export function formatTable(rows: readonly (readonly (string | number)[])[]): string {
-  const cells = rows.map((row) => row.map(String));
+  // A line feed in a name would forge a row.
+  const cells = rows.map((row) => row.map((cell) => String(cell).replace(/\p{Cc}/gu, escaped)));
   const widths = cells[0].map((_, column) => Math.max(...cells.map((row) => row[column]?.length ?? 0)));
   const isNumeric = widths.map((_, column) => rows.slice(1).every((row) => typeof row[column] === "number"));
   const line = (row: string[]) =>

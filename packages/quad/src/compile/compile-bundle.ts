@@ -11,7 +11,13 @@ import {
   runPasses,
   saveModel,
 } from "@quad-lora/onnx";
-import type { AdapterRecord, BundleManifest, BundleQuality, SlotsFile } from "@quad-lora/runtime";
+import {
+  type AdapterRecord,
+  adapterRecordText,
+  type BundleManifest,
+  type BundleQuality,
+  type SlotsFile,
+} from "@quad-lora/runtime";
 import { type AdapterSource, loadAdapters } from "../bundle/adapter-sources.ts";
 import { keepAddedAdapters } from "../bundle/added-adapters.ts";
 import { bundleFiles, recordFiles, refuseForeignBundle } from "../bundle/bundle-folder.ts";
@@ -234,7 +240,8 @@ async function measureTasks(
   const qualities = new Map<string, BundleQuality>();
   if (trajectories.length === 0) return qualities;
   // A fixed number of threads: sums of floats, and so the figures, depend on it.
-  const pipeline = await openFolder(folder, { threads: 2 });
+  // The manifest comes last: it holds what is measured here.
+  const pipeline = await openFolder(folder, { threads: 2, verify: false });
   try {
     for (const path of trajectories) {
       const trajectory = await readTrajectory(path);
@@ -258,6 +265,7 @@ async function writeRecords(
   for (const record of records) {
     const measured = qualities.get(record.name);
     if (measured) record.fit.measured = measured;
-    await writeRecord(join(folder, bundleFiles.adapters, `${record.name}.json`), record);
+    const file = join(folder, bundleFiles.adapters, `${record.name}.json`);
+    await writeFileAtomically(file, await adapterRecordText(record));
   }
 }

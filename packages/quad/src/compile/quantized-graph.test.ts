@@ -11,6 +11,7 @@ import {
   extractModel,
   loadModel,
   type Model,
+  type Node,
   runModel,
   runSession,
   saveModel,
@@ -18,10 +19,10 @@ import {
   type Value,
 } from "@quad-lora/onnx";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { exactLayer, onGrid, roundedWeight, shareOfAllowed, unrounded } from "../../../../test/helpers/exact-layer.ts";
 import { findLayers } from "../layers/find-layers.ts";
 import { simulationSettings } from "../model/open-with-graph.ts";
-import { fakeQuantize, weightEncoding } from "../quantization/index.ts";
-import { weightAxis } from "../simulate/simulation-graph.ts";
+import { layerEncoding } from "../simulate/simulation-graph.ts";
 import { buildQuantizedGraph } from "./quantized-graph.ts";
 import {
   adapterFeeds,
@@ -46,7 +47,6 @@ beforeAll(async () => {
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
 const everyOther = (_: string, index: number) => index % 2 === 0;
-const peakOf = (values: Float32Array) => values.reduce((peak, value) => Math.max(peak, Math.abs(value)), 0);
 const largestDifference = (a: Float32Array, b: Float32Array) =>
   a.reduce((most, value, index) => Math.max(most, Math.abs(value - b[index])), 0);
 const power = (values: Float32Array) => values.reduce((sum, value) => sum + value * value, 0);
@@ -119,14 +119,16 @@ describe("npu", () => {
 
 describe("cpu", () => {
   // A network of rounded values cannot be compared at its end: one sum on the other side of a rounding boundary changes
-  // what follows, and so do the two runs' roundings further on. So each layer is given the simulation's own input.
+  // what follows, and so do the two runs' roundings further on. So each layer is given the simulation's own input. Nor
+  // are the two compared with each other: where an input lies between two codes either may be right, and after upsampling
+  // it is four operands of a sum. Both are held to the exact result.
   test.each([
-    ["narrow layers equal the simulation's", 8 as const, true],
-    ["narrow layers equal the simulation's, 4-bit weights", 4 as const, true],
-    ["wide layers equal the simulation's", 8 as const, false],
-    ["wide layers with 4-bit weights lie within half a 16-bit step per input", 4 as const, false],
-  ])("%s", async (_, weightBits, isNarrow) => {
-    const { simulation, compiled, encodings } = await buildBoth(bench, {
+    ["narrow layers", 8 as const, true],
+    ["narrow layers, 4-bit weights", 4 as const, true],
+    ["wide layers", 8 as const, false],
+    ["wide layers, 4-bit weights", 4 as const, false],
+  ])("%s: simulation and compiled graph give the exact result up to rounding", async (_, weightBits, isNarrow) => {
+    const { simulation, compiled, encodings, options } = await buildBoth(bench, {
       placement: "cpu",
       weightBits,
       narrow: () => isNarrow,
@@ -134,8 +136,11 @@ describe("cpu", () => {
     checkModel(compiled);
     const twins = compiled.graph.valuesByName();
     const layers = layersOf(bench.prepared, simulation.layers).filter(({ weight }) => weight || isNarrow);
-    // A product's factor is part of it in the compiled graph.
-    for (const layer of layers) if (!twins.has(layer.output)) layer.output = layer.scaledOutput;
+    for (const layer of layers) {
+      // A product's factor is part of it in the compiled graph.
+      if (twins.has(layer.output)) layer.factor = 1;
+      else layer.output = layer.scaledOutput;
+    }
     const inputNames = new Set(layers.flatMap(({ inputs }) => inputs));
     const outputNames = [...new Set(layers.map(({ output: name }) => name))].filter((name) => !inputNames.has(name));
     const watched = cloneModel(simulation.model);
@@ -157,25 +162,29 @@ describe("cpu", () => {
       [...inputNames].map((name) => [name, seen.get(name) ?? feeds[name as keyof typeof feeds]]),
     );
     const found = await runModel(alone, given as Record<string, Tensor>, exactProducts);
-    for (const layer of layers) {
-      if (inputNames.has(layer.output)) continue;
-      const expected = seen.get(layer.output)!.toFloat32();
-      const difference = largestDifference(found.get(layer.output)!.toFloat32(), expected);
-      // Sums in float32 here, in integers there.
-      let allowed = 2e-6 * peakOf(expected);
-      if (!isNarrow) {
-        const step = encodings.get(`${layer.name}#0`)!.scale[0];
-        // Splitting into bytes rounds in float32: an input that lies between two codes may get the other one.
-        const oneStep = 2 * step * peakOf(layer.weight!.initializer!.toFloat32());
-        const reach = largestColumn(layer.weight!, layer.axis, weightBits);
-        allowed += weightBits === 8 ? oneStep : (step / 2) * reach;
-      }
-      expect(difference, layer.name).toBeLessThanOrEqual(allowed);
+    for (const { name, node, inputs, output: outputName, weight, bias, factor } of layers) {
+      if (inputNames.has(outputName)) continue;
+      const [left, other] = inputs.map((input, index) =>
+        onGrid(given[input] as Tensor, encodings.get(`${name}#${index}`)!),
+      );
+      const right = weight ? roundedWeight(weight.initializer!, layerEncoding(weight, node, options)) : other;
+      const exact = exactLayer(node, left, right, bias, factor);
+      const [simulated, integer] = [seen, found].map((outputs) => outputs.get(outputName)!.toFloat32());
+      expect(shareOfAllowed(simulated, exact, "float sums"), `${name}, simulated`).toBeLessThanOrEqual(1);
+      // 4-bit weights that are wide, convolutions excepted, are multiplied by the input as it is.
+      const isFloat = !isNarrow && weightBits === 4 && node.opType !== "Conv";
+      const share = isFloat
+        ? shareOfAllowed(integer, exactLayer(node, unrounded(given[inputs[0]] as Tensor), right, bias), "float sums")
+        : shareOfAllowed(integer, exact, isNarrow ? "integer sums" : "byte planes");
+      expect(share, `${name}, compiled`).toBeLessThanOrEqual(1);
     }
     expect(found.size).toBeGreaterThan(60);
   });
 
-  test("differs from the simulation by less than the simulation from full precision", async () => {
+  // Past the first sum on the other side of a rounding boundary the two round differently, and how soon that comes depends on
+  // the processor. At worst their errors are independent: the difference then has twice the power of one, 3 dB. The rounding of
+  // the weights is common to both, so it stays below that. Its own error may not have twice the power of the simulation's either.
+  test("lies as close to the simulation and to full precision as independent rounding does", async () => {
     const { simulation, compiled, encodings } = await buildBoth(bench, {
       placement: "cpu",
       weightBits: 8,
@@ -190,8 +199,8 @@ describe("cpu", () => {
       const full = await output(exact, inputs);
       const found = await output(session, { ...callInputs(2), ...adapterFeeds(bench, adapter, "codes") });
       const lost = signalToNoise(expected, full);
-      expect(signalToNoise(found, expected)).toBeGreaterThan(lost);
-      expect(signalToNoise(found, full)).toBeGreaterThan(lost - 1);
+      expect(signalToNoise(found, expected)).toBeGreaterThan(lost - 3);
+      expect(signalToNoise(found, full)).toBeGreaterThan(lost - 3);
     }
     await Promise.all([simulated, exact, session].map((opened) => opened.release()));
   });
@@ -341,15 +350,17 @@ function expectIntegerWeights(model: Model, ...types: (keyof typeof dataTypes)[]
 
 interface WatchedLayer {
   name: string;
+  node: Node;
   inputs: string[];
   output: string;
   /** Products: the name behind the factor that follows. */
   scaledOutput: string;
+  factor: number;
   weight: Value | null;
-  axis: number;
+  bias: Float32Array | null;
 }
 
-/** Names of what each layer reads and of what it gives, bias included. */
+/** What each layer reads and gives, bias included. */
 function layersOf(
   prepared: Model,
   simulated: { name: string; kind: string; nodes: { name: string }[] }[],
@@ -359,25 +370,21 @@ function layersOf(
   return simulated.map(({ name, kind, nodes: [{ name: nodeName }] }) => {
     if (kind === "weighted") {
       const [{ node, weight, output: value }] = byName.get(name)!.calls;
-      const names = { name, inputs: [node.input(0).name], output: value.name, scaledOutput: value.name };
-      return { ...names, weight, axis: weightAxis(node) };
+      const inputs = [node.input(0).name];
+      const bias = node.inputs[2]?.initializer ?? (value === node.output() ? null : constantOf(value.producer!));
+      const names = { name, inputs, output: value.name, scaledOutput: value.name };
+      return { ...names, node, factor: 1, weight, bias: bias?.toFloat32() ?? null };
     }
     const node = nodes.get(nodeName)!;
     const inputs = [node.input(0).name, node.input(1).name];
-    const scaledOutput = node.output().consumers[0].output().name;
-    return { name, inputs, output: node.output().name, scaledOutput, weight: null, axis: 0 };
+    const [reader] = node.output().consumers;
+    const names = { name, inputs, output: node.output().name, scaledOutput: reader.output().name };
+    const factor = reader.opType === "Mul" ? constantOf(reader)!.toFloat32()[0] : 1;
+    return { ...names, node, factor, weight: null, bias: null };
   });
 }
 
-/** The largest sum of magnitudes over the outputs of a quantized weight: how far an error of 1 in all inputs reaches. */
-function largestColumn(weight: Value, axis: number, bits: 4 | 8): number {
-  const { dims } = weight.initializer!;
-  const values = weight.initializer!.toFloat32();
-  const rounded = fakeQuantize(values, dims, weightEncoding(values, dims, { bits, axis, method: "min-max" }));
-  const sums = new Float64Array(dims[axis]);
-  const inner = dims.slice(axis + 1).reduce((product, size) => product * size, 1);
-  rounded.forEach((value, index) => {
-    sums[Math.floor(index / inner) % dims[axis]] += Math.abs(value);
-  });
-  return Math.max(...sums);
+/** The constant that a node with two inputs reads. */
+function constantOf(node: Node): Tensor | null {
+  return node.inputs.find((value) => value?.initializer)?.initializer ?? null;
 }

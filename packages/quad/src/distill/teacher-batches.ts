@@ -1,6 +1,12 @@
 import { InputError } from "@quad-lora/base";
 import { elementCount } from "@quad-lora/onnx";
-import { alphaSigma, parseSchedulerConfig, type SeededRandom, type TensorData } from "@quad-lora/runtime";
+import {
+  alphaSigma,
+  parseSchedulerConfig,
+  type SeededRandom,
+  type TensorData,
+  targetWeights,
+} from "@quad-lora/runtime";
 import { shapeOf } from "../calibrate/calibrate.ts";
 import type { Profile } from "../records/profile.ts";
 import type { ModelCall, Trajectory } from "../records/trajectory.ts";
@@ -158,13 +164,13 @@ function makeExamples({ task, calls, results }: Trajectory, options: TeacherBatc
     const sample = inputs.sample.data as Float32Array;
     const sampleRow = sample.length / rows;
     const { alpha, sigma } = levels(timeOf(call));
+    const weights = targetWeights(predicts, alpha, sigma);
     const target = new Float32Array(predictions.length);
     for (let row = 0; row < rows; row++) {
       for (let i = 0; i < rowSize; i++) {
         // x_t = alpha x_0 + sigma noise; latents come first in the sample, conditioning behind them.
         const noise = (sample[row * sampleRow + i] - alpha * latents[i]) / sigma;
-        target[row * rowSize + i] =
-          predicts === "epsilon" ? noise : predicts === "sample" ? latents[i] : alpha * noise - sigma * latents[i];
+        target[row * rowSize + i] = weights.original * latents[i] + weights.noise * noise;
       }
     }
     return { call, rowWeight: 0, callWeight: 0, guidance: coefficients, target };

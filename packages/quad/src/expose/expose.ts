@@ -1,8 +1,8 @@
 import { existsSync } from "node:fs";
-import { cp, readdir } from "node:fs/promises";
-import { basename, dirname, join, resolve } from "node:path";
+import { readdir } from "node:fs/promises";
+import { basename, join, resolve } from "node:path";
 import { InputError } from "@quad-lora/base";
-import { checkModel, externalFiles, type Model, saveModel } from "@quad-lora/onnx";
+import { checkModel, type Model, saveModel } from "@quad-lora/onnx";
 import type { SlotsFile } from "@quad-lora/runtime";
 import { importAdapter } from "../adapters/import.ts";
 import type { AdaptableModule, AdapterComponent, AdapterReport, ImportedAdapter } from "../adapters/types.ts";
@@ -12,12 +12,13 @@ import { writeRecord } from "../files/json.ts";
 import { refuseForeignFolder } from "../files/overwrite.ts";
 import { replaceFolder } from "../files/replace-folder.ts";
 import { writeSafetensors } from "../files/safetensors.ts";
-import { findLayers, type Layer, type SkippedNode } from "../layers/find-layers.ts";
+import { findLayers, type Layer, type SkippedNode, unnamed } from "../layers/find-layers.ts";
 import { keepModuleNames } from "../layers/module-names.ts";
 import { componentFile } from "../model/graph-files.ts";
 import { loadComponent, type ModelFolder, openModelFolder } from "../model/model-folder.ts";
 import { keepTasks } from "../tasks/keep-tasks.ts";
 import type { StageOptions } from "../work/progress.ts";
+import { copyOtherFiles, scatteredGraphs } from "./copy-files.ts";
 import { exposeGraph, type SlotRank } from "./expose-graph.ts";
 
 /** What {@link expose} writes, and which layers it opens. */
@@ -65,9 +66,10 @@ export async function inspectModel(
     components.push({ component, nodes: model.graph.nodes.size, ...findLayers(model) });
   }
   const modules = components.flatMap(({ component, layers }) => layers.map((layer) => toModule(component, layer)));
+  const unnamedLayers = components.flatMap(({ skipped }) => skipped).filter(({ reason }) => reason === unnamed).length;
   const imported: ImportedAdapter[] = [];
   for (const [name, path] of Object.entries(adapters)) {
-    imported.push(await importAdapter(resolveAdapter(path, folder.path), modules, { name }));
+    imported.push(await importAdapter(resolveAdapter(path, folder.path), modules, { name, unnamedLayers }));
   }
   return { models, components, adapters: imported };
 }
@@ -125,11 +127,14 @@ export async function expose(modelPath: string, options: ExposeOptions): Promise
   }
   const slots: SlotsFile = { format: "quad-slots", version: 1, rank, components: exposed };
   await replaceFolder(out, async (temporary) => {
-    const exposedModels = Object.keys(exposed).map((component) => models.get(component as AdapterComponent)!);
-    await copyOtherFiles(folder, exposedModels, temporary);
+    const written = new Map<string, Model>([
+      ...Object.keys(exposed).map((component) => [component, models.get(component as AdapterComponent)!] as const),
+      ...scatteredGraphs(folder, Object.keys(exposed)),
+    ]);
+    await copyOtherFiles(folder, [...written.values()], temporary);
     await keepTasks(temporary, Object.keys(options.adapters));
-    for (const component of Object.keys(exposed)) {
-      await saveModel(models.get(component as AdapterComponent)!, componentFile(temporary, component), {
+    for (const [component, model] of written) {
+      await saveModel(model, componentFile(temporary, component), {
         signal: options.signal,
         onProgress: (done, total) => options.onProgress?.(`writing ${component}`, done, total),
       });
@@ -206,22 +211,4 @@ function layersToOpen(
     return isDenoiser || used.size > 0 ? [...layers] : [];
   if (which === "used") return layers.filter(({ name }) => used.has(name));
   return layers.filter(({ name }) => used.has(name) || which.test(`${component}.${name}`));
-}
-
-/** Copies the folder without the exposed graphs, their data files and the model's own adapters. */
-async function copyOtherFiles(folder: ModelFolder, exposed: readonly Model[], target: string): Promise<void> {
-  const replaced = new Set(
-    exposed.flatMap((model) => [model.file, ...externalFiles(model)]).map((path) => resolve(path)),
-  );
-  // Weights in other formats, which would lie beside the graph unread.
-  const folders = new Set(exposed.map((model) => dirname(resolve(model.file))));
-  const isOtherWeights = (path: string) =>
-    folders.has(dirname(path)) && /\.(onnx|onnx_data|onnx\.data|safetensors|bin|msgpack)$/.test(path);
-  for (const entry of folder.entries) {
-    await cp(join(folder.path, entry), join(target, entry), {
-      recursive: true,
-      dereference: true, // model caches hold links; what is written stands on its own
-      filter: (path) => !replaced.has(resolve(path)) && !isOtherWeights(resolve(path)),
-    });
-  }
 }

@@ -4,7 +4,7 @@ import { InputError, serializeSafetensors } from "@quad-lora/base";
 import sharp from "sharp";
 import { describe, expect, test } from "vitest";
 import { temporaryFolder } from "../../../../test/helpers/models.ts";
-import { readImage, readMask, writeImage } from "./images.ts";
+import { checkImage, readImage, readMask, writeImage } from "./images.ts";
 import { toRuntimeTensors, toSafetensors } from "./runtime-tensors.ts";
 import { openSafetensors } from "./safetensors.ts";
 import { readSafetensorsTensor } from "./tensors.ts";
@@ -132,4 +132,15 @@ describe("tensors of files", () => {
     });
     expect(() => toSafetensors({ y: { type: "string", dims: [1], data: ["a"] } })).toThrow(InputError);
   });
+});
+
+test("SVG and other programs are not pictures, whatever they are called, and large ones are refused by their header", async () => {
+  const svg = path("picture.png");
+  writeFileSync(svg, '<svg xmlns="http://www.w3.org/2000/svg" width="8" height="8"><rect width="8" height="8"/></svg>');
+  await expect(readImage(svg)).rejects.toThrow(/svg files are not read .*expected PNG, JPEG/);
+  const bomb = path("bomb.png");
+  const blank = { width: 8193, height: 8192, channels: 3 as const, background: "#fff" };
+  await sharp({ create: blank, limitInputPixels: false }).png({ compressionLevel: 9 }).toFile(bomb);
+  await expect(readImage(bomb)).rejects.toThrow(/is too large a picture|exceeds pixel limit/);
+  await expect(checkImage(bomb)).rejects.toThrow(InputError);
 });

@@ -11,7 +11,7 @@ export interface ImageSize {
 }
 
 /**
- * Reads a picture of any format sharp knows: sRGB, transparency on white. With `size` it is scaled to cover it and
+ * Reads a PNG, JPEG, WebP, GIF (its first frame), AVIF or TIFF: sRGB, transparency on white. With `size` it is scaled to cover it and
  * cropped around its centre.
  * @throws InputError if the file is missing or no picture
  */
@@ -40,11 +40,40 @@ export async function readMask(path: string, size?: ImageSize): Promise<Mask> {
   return { width: info.width, height: info.height, data: values };
 }
 
+/** Pixels of the largest picture that is read: 8192 x 8192. A small file can unfold to gigabytes. */
+export const mostPixels = 2 ** 26;
+/** sharp also knows SVG, PDF and others, which are programs more than pictures. AVIF is a kind of HEIF. */
+const readFormats = new Set(["png", "jpeg", "webp", "gif", "heif", "tiff"]);
+
+function refuseLarge(path: string, width: number, height: number): void {
+  if (width * height <= mostPixels) return;
+  throw new InputError({
+    what: "is too large a picture",
+    file: path,
+    expected: `at most ${mostPixels} pixels`,
+    got: `${width} x ${height}`,
+    fix: "Make it smaller first.",
+  });
+}
+
+/**
+ * Checks that a picture can be read, from its header alone.
+ * @throws InputError as {@link readImage}
+ */
+export async function checkImage(path: string): Promise<void> {
+  await decode(path, (picture) => picture.resize(1, 1));
+}
+
 async function decode(path: string, prepare: (picture: Sharp) => Sharp) {
   if (!existsSync(path)) throw new InputError({ what: "there is no such file", file: path, expected: "a picture" });
   try {
-    return await prepare(sharp(path).rotate()).raw().toBuffer({ resolveWithObject: true });
+    const picture = sharp(path, { limitInputPixels: mostPixels });
+    const { format, width = 0, height = 0 } = await picture.metadata();
+    if (!readFormats.has(format ?? "")) throw new Error(`${format} files are not read`);
+    refuseLarge(path, width, height);
+    return await prepare(picture.rotate()).raw().toBuffer({ resolveWithObject: true });
   } catch (error) {
+    if (error instanceof InputError) throw error;
     throw new InputError({
       what: `cannot be read as a picture: ${(error as Error).message.split("\n")[0]}`,
       file: path,

@@ -1,15 +1,13 @@
 import { join } from "node:path";
-import { openPipeline, type Pipeline } from "@quad-lora/runtime";
+import { openPipeline, type Pipeline, type TrustOptions } from "@quad-lora/runtime";
 import * as ort from "onnxruntime-node";
 import { folderFiles } from "../files/folder-files.ts";
 import { restoreFolder } from "../files/replace-folder.ts";
 
 /** Options of {@link openFolder}. */
-export interface OpenFolderOptions {
+export interface OpenFolderOptions extends TrustOptions {
   /** CPU threads per graph; ONNX Runtime's default where left out. */
   threads?: number;
-  /** Compare a bundle's files with its manifest; true by default. */
-  verify?: boolean;
 }
 
 /**
@@ -20,10 +18,13 @@ export async function openFolder(folder: string, options: OpenFolderOptions = {}
   // A killed process may have left it, or a bundle's adapters, beside its name.
   await restoreFolder(folder);
   await restoreFolder(join(folder, "adapters"));
+  const { verify, manifest, trustedKeys } = options;
   return openPipeline({
     ort: ort as never,
     files: folderFiles(folder),
-    verify: options.verify ?? true,
+    verify,
+    manifest,
+    trustedKeys,
     sessionOptions: {
       logSeverityLevel: 3,
       ...(options.threads ? { intraOpNumThreads: options.threads } : {}),

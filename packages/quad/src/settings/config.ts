@@ -125,9 +125,10 @@ export async function loadConfig(path: string): Promise<BuildConfig> {
   };
 }
 
+/** Runs the file's code. Nothing is kept on disk: another user could have made jiti's shared folder first. */
 async function evaluate(file: string, shown: string): Promise<unknown> {
   try {
-    return await createJiti(import.meta.url).import(file, { default: true });
+    return await createJiti(import.meta.url, { fsCache: false }).import(file, { default: true });
   } catch (error) {
     throw new InputError({ what: `cannot be evaluated: ${(error as Error).message.split("\n")[0]}`, file: shown });
   }

@@ -1,5 +1,5 @@
 import { InputError } from "@quad-lora/base";
-import { alphaSigma, parseSchedulerConfig, SeededRandom, type TensorData } from "@quad-lora/runtime";
+import { alphaSigma, parseSchedulerConfig, SeededRandom, type TensorData, targetWeights } from "@quad-lora/runtime";
 import { batchNames, type DenoiserGraph } from "./denoiser-graph.ts";
 import type { EncodedDataset, EncodedExample } from "./encode-dataset.ts";
 import type { BatchSource } from "./training-loop.ts";
@@ -97,12 +97,12 @@ function batchFiller(dataset: EncodedDataset, options: DiffusionBatchOptions) {
     for (const [row, { latents, conditioning, caption }] of rows.entries()) {
       if (perRow || row === 0) times[row] = Math.floor(position() * trainTimesteps);
       const { alpha, sigma } = levels(times[perRow ? row : 0]);
+      const weights = targetWeights(predicts, alpha, sigma);
       const isDropped = captionDropout > 0 && random.uniform() < captionDropout;
       for (let i = 0; i < latentSize; i++) {
         const noise = random.normal();
         sample[row * rowSize + i] = alpha * latents[i] + sigma * noise;
-        target[row * latentSize + i] =
-          predicts === "epsilon" ? noise : predicts === "sample" ? latents[i] : alpha * noise - sigma * latents[i];
+        target[row * latentSize + i] = weights.original * latents[i] + weights.noise * noise;
       }
       sample.set(conditioning, row * rowSize + latentSize);
       text.set(dataset.texts.get(isDropped ? "" : caption)!, row * textSize);

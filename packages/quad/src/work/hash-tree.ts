@@ -6,11 +6,18 @@ import { hashFile } from "../files/hash.ts";
 
 const cacheSchema = z.record(
   z.string(),
-  z.strictObject({ size: z.number(), modified: z.number(), sha256: z.string() }),
+  z.strictObject({
+    size: z.number(),
+    modified: z.number(),
+    changed: z.number(),
+    inode: z.number(),
+    sha256: z.string(),
+  }),
 );
 
 /**
- * Hashes of files, remembered by path, size and modification time: gigabytes of weights are read once, not at every build.
+ * Hashes of files, remembered by path, size, inode and times: gigabytes of weights are read once, not at every build.
+ * Archives and rsync keep modification times; the change time is the file system's own.
  */
 export class HashCache {
   readonly #path: string;
@@ -39,9 +46,11 @@ export class HashCache {
     }
     const key = resolve(path);
     const known = this.#entries[key];
-    if (known && known.size === info.size && known.modified === info.mtimeMs) return known.sha256;
+    const now = { size: info.size, modified: info.mtimeMs, changed: info.ctimeMs, inode: info.ino };
+    const isSame = known && Object.entries(now).every(([key, value]) => known[key as keyof typeof now] === value);
+    if (isSame) return known.sha256;
     const sha256 = await hashFile(path);
-    this.#entries[key] = { size: info.size, modified: info.mtimeMs, sha256 };
+    this.#entries[key] = { ...now, sha256 };
     return sha256;
   }
 

@@ -1,6 +1,12 @@
 import { InputError } from "@quad-lora/base";
 import { describe, expect, test } from "vitest";
-import { createScheduler, parseSchedulerConfig, parseSchedulerConfigText, schedulerClasses } from "./index.ts";
+import {
+  alphaSigma,
+  createScheduler,
+  parseSchedulerConfig,
+  parseSchedulerConfigText,
+  schedulerClasses,
+} from "./index.ts";
 
 function problemOf(action: () => unknown): InputError {
   try {
@@ -74,7 +80,14 @@ test("defaults are those of the class in diffusers", () => {
   });
   expect(defaults("LCMScheduler")).toMatchObject({ beta_schedule: "scaled_linear", original_inference_steps: 50 });
   expect(defaults("HeunDiscreteScheduler")).toMatchObject({ beta_start: 0.00085, timestep_spacing: "linspace" });
+  expect(defaults("TCDScheduler")).toMatchObject({ beta_end: 0.012, beta_schedule: "scaled_linear" });
+  expect(defaults("FlowMatchEulerDiscreteScheduler")).toMatchObject({ shift: 1, prediction_type: "flow_prediction" });
   expect(defaults("UniPCMultistepScheduler")).toMatchObject({ solver_order: 2, lower_order_final: true });
+});
+
+test("options of other classes are left alone, as in diffusers", () => {
+  const config = { _class_name: "EulerDiscreteScheduler", skip_prk_steps: true, solver_order: 3, shift: 3 };
+  expect(() => parseSchedulerConfig(config)).not.toThrow();
 });
 
 describe("refuses what it does not implement", () => {
@@ -87,12 +100,16 @@ describe("refuses what it does not implement", () => {
     ["DPMSolverMultistepScheduler", "variance_type", "learned_range"],
     ["EulerDiscreteScheduler", "interpolation_type", "log_linear"],
     ["EulerDiscreteScheduler", "timestep_type", "continuous"],
-    ["EulerDiscreteScheduler", "use_exponential_sigmas", true],
+    ["EulerDiscreteScheduler", "use_beta_sigmas", true],
+    ["FlowMatchEulerDiscreteScheduler", "invert_sigmas", true],
+    ["FlowMatchEulerDiscreteScheduler", "prediction_type", "epsilon"],
+    ["FlowMatchEulerDiscreteScheduler", "use_beta_sigmas", true],
     ["LCMScheduler", "an_option_of_tomorrow", true],
     ["PNDMScheduler", "prediction_type", "sample"],
     ["PNDMScheduler", "rescale_betas_zero_snr", true],
     ["UniPCMultistepScheduler", "predict_x0", false],
-    ["UniPCMultistepScheduler", "use_flow_sigmas", true],
+    ["PNDMScheduler", "use_flow_sigmas", true],
+    ["TCDScheduler", "clip_sample", true],
   ])("%s %s", (name, key, value) => {
     const error = problemOf(() => parseSchedulerConfig({ _class_name: name, [key]: value }, "scheduler_config.json"));
     expect(error.message).toContain(`scheduler_config.json: ${key}: `);
@@ -138,6 +155,21 @@ describe("refuses what is wrong", () => {
     expect(problemOf(() => createScheduler(offset, 1000)).message).toContain("steps_offset");
   });
 
+  test("flow noise levels for a model that does not predict a flow, and the other way round", () => {
+    const flow = { _class_name: "DPMSolverMultistepScheduler", use_flow_sigmas: true };
+    expect(problemOf(() => createScheduler(flow, 4)).message).toContain("prediction_type");
+    const predicts = { _class_name: "UniPCMultistepScheduler", prediction_type: "flow_prediction" };
+    expect(problemOf(() => createScheduler(predicts, 4)).message).toContain("use_flow_sigmas");
+    const both = { ...flow, prediction_type: "flow_prediction", use_karras_sigmas: true };
+    expect(problemOf(() => createScheduler(both, 4)).message).toContain("use_karras_sigmas");
+  });
+
+  test("a shift by the picture's tokens where the model has none", () => {
+    const config = { _class_name: "FlowMatchEulerDiscreteScheduler", use_dynamic_shifting: true };
+    expect(problemOf(() => createScheduler(config, 4)).message).toContain("use_dynamic_shifting");
+    expect(() => createScheduler(config, 4, { imageTokens: 256 })).not.toThrow();
+  });
+
   test("epsilon at zero signal-to-noise ratio", () => {
     const config = { _class_name: "DDIMScheduler", rescale_betas_zero_snr: true };
     expect(problemOf(() => createScheduler(config, 4)).message).toContain("rescale_betas_zero_snr");
@@ -179,6 +211,20 @@ describe("noise levels at the ends", () => {
         expect(lastState(config)).not.toBe(0.25);
       }
     }
+  });
+
+  test("Euler ends on x0, or with final_sigmas_type sigma_min on the lowest level of the schedule", () => {
+    const config = { ...base, _class_name: "EulerDiscreteScheduler" };
+    expect(lastState(config)).toBe(0.25);
+    const { alpha, sigma } = alphaSigma(config)(0);
+    // The state 3 is 0.25 and noise at the level of timestep 0, the last one: what it ends on is that state.
+    expect(lastState({ ...config, final_sigmas_type: "sigma_min" })).toBeCloseTo(3, 5);
+    const scheduler = createScheduler({ ...config, timestep_spacing: "trailing", final_sigmas_type: "sigma_min" }, 4);
+    const level = alphaSigma(config)(scheduler.timesteps[3]);
+    const out = new Float32Array(1);
+    scheduler.step(Float32Array.of(0.25), 3, Float32Array.of(3), out);
+    const noise = (3 - 0.25) / (level.sigma / level.alpha);
+    expect(out[0]).toBeCloseTo(0.25 + (sigma / alpha) * noise, 5);
   });
 
   test("lambda_min_clipped drops the noisiest timesteps", () => {

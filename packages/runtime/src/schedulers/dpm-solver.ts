@@ -1,16 +1,36 @@
-import type { SchedulerConfig } from "./config.ts";
-import { createNoiseSchedule, variancePreserving } from "./noise-schedule.ts";
+import * as z from "zod/mini";
 import {
-  checkIndex,
-  checkLengths,
-  combine,
-  History,
-  originalWeights,
-  type Scheduler,
-  type Term,
-  weightedSum,
-} from "./scheduler.ts";
+  defineScheduler,
+  notImplemented,
+  type OptionsOf,
+  type ScheduleRequest,
+  solverOptions,
+  thresholdingKeys,
+} from "./definition.ts";
+import { betaLevels, flowLevels, type Level } from "./noise-schedule.ts";
+import { Sampler } from "./sampler.ts";
+import { combine, History, originalWeights, type Term, weightedSum } from "./scheduler.ts";
 import { solverSteps } from "./timesteps.ts";
+
+const options = {
+  ...solverOptions,
+  algorithm_type: z._default(z.literal("dpmsolver++"), "dpmsolver++"),
+  euler_at_final: z._default(z.boolean(), false),
+  /** The schedule starts at the first log signal-to-noise ratio that reaches this. */
+  lambda_min_clipped: z._default(z.union([z.number(), z.literal(Number.NEGATIVE_INFINITY)]), Number.NEGATIVE_INFINITY),
+  /** The variance that a model predicts beside its noise has no use in these algorithms. */
+  variance_type: notImplemented,
+};
+
+type Config = OptionsOf<typeof options>;
+
+export const dpmSolver = defineScheduler({
+  classes: ["DPMSolverMultistepScheduler"],
+  options,
+  inert: thresholdingKeys,
+  levels: (config) => (config.use_flow_sigmas ? flowLevels(config) : betaLevels(config)),
+  create: (config, request) => new DpmSolverScheduler(config, request),
+});
 
 /** Schedules shorter than this end on lower orders when `lower_order_final` is set, as in diffusers. */
 const shortSchedule = 15;
@@ -20,42 +40,31 @@ const shortSchedule = 15;
  * Probabilistic Models" (2022), algorithm 2 and appendix. Works on predictions of x0 in the half log signal-to-noise
  * ratio lambda = log(alpha / sigma). A trajectory without history begins at order 1.
  */
-export class DpmSolverScheduler implements Scheduler {
-  readonly timesteps: readonly number[];
-  readonly initNoiseSigma = 1;
-  readonly predictionType;
-  readonly #config: SchedulerConfig;
-  readonly #sigmas: Float64Array;
+class DpmSolverScheduler extends Sampler {
+  readonly #config: Config;
+  readonly #levels: readonly Level[];
   readonly #originals: History;
 
-  constructor(config: SchedulerConfig, steps: number) {
-    const { timesteps, sigmas } = solverSteps(config, createNoiseSchedule(config, true), steps);
-    this.timesteps = timesteps;
-    this.predictionType = config.prediction_type;
+  constructor(config: Config, { steps, file }: ScheduleRequest) {
+    const { timesteps, levels } = solverSteps(config, steps, file);
+    super(config.prediction_type, timesteps);
     this.#config = config;
-    this.#sigmas = sigmas;
+    this.#levels = levels;
     this.#originals = new History(config.solver_order);
   }
 
-  scaleModelInput(sample: Float32Array, index: number, out: Float32Array): void {
-    checkIndex(index, this.timesteps.length);
-    checkLengths(sample, out);
-    out.set(sample);
+  protected level(index: number): Level {
+    return this.#levels[index];
   }
 
-  step(modelOutput: Float32Array, index: number, sample: Float32Array, out: Float32Array): void {
-    checkIndex(index, this.timesteps.length);
-    checkLengths(sample, modelOutput, out);
-    const { alpha, sigma } = variancePreserving(this.#sigmas[index]);
+  protected advance(modelOutput: Float32Array, index: number, sample: Float32Array, out: Float32Array): void {
+    const { alpha, sigma } = this.#levels[index];
     const weights = originalWeights(this.predictionType, alpha, sigma);
     this.#originals.enter(index, sample.length);
     combine(sample, weights.sample, modelOutput, weights.output, this.#originals.push());
-    if (this.#sigmas[index + 1] === this.#sigmas[index]) out.set(sample);
-    else weightedSum([{ values: sample, weight: this.#shrink(index) }, ...this.#terms(index)], out);
-  }
-
-  #shrink(index: number): number {
-    return variancePreserving(this.#sigmas[index + 1]).sigma / variancePreserving(this.#sigmas[index]).sigma;
+    const next = this.#levels[index + 1];
+    if (next.sigma === sigma) out.set(sample);
+    else weightedSum([{ values: sample, weight: next.sigma / sigma }, ...this.#terms(index)], out);
   }
 
   #order(index: number): number {
@@ -70,8 +79,8 @@ export class DpmSolverScheduler implements Scheduler {
   /** Weights of the x0 predictions, newest first. */
   #terms(index: number): Term[] {
     const order = this.#order(index);
-    const { alpha } = variancePreserving(this.#sigmas[index + 1]);
-    const lambda = (at: number) => -Math.log(this.#sigmas[at]);
+    const { alpha } = this.#levels[index + 1];
+    const lambda = (at: number) => Math.log(this.#levels[at].alpha / this.#levels[at].sigma);
     const h = lambda(index + 1) - lambda(index);
     const decay = Math.expm1(-h);
     const m = (age: number, weight: number): Term => ({ values: this.#originals.at(age), weight });
@@ -92,12 +101,5 @@ export class DpmSolverScheduler implements Scheduler {
     const newer = (firstDerivative + bend) / r0;
     const older = -bend / r1;
     return [m(0, -alpha * decay + newer), m(1, older - newer), m(2, -older)];
-  }
-
-  addNoise(original: Float32Array, noise: Float32Array, index: number, out: Float32Array): void {
-    checkIndex(index, this.timesteps.length);
-    checkLengths(original, noise, out);
-    const { alpha, sigma } = variancePreserving(this.#sigmas[index]);
-    combine(original, alpha, noise, sigma, out);
   }
 }

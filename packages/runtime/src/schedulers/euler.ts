@@ -1,75 +1,90 @@
-import type { SchedulerConfig } from "./config.ts";
-import { createNoiseSchedule, variancePreserving } from "./noise-schedule.ts";
+import * as z from "zod/mini";
 import {
-  checkIndex,
-  checkLengths,
-  combine,
-  drawNoise,
-  originalWeights,
-  type PredictionWeights,
-  type Scheduler,
-  scale,
-} from "./scheduler.ts";
+  betaOptions,
+  defineScheduler,
+  type OptionsOf,
+  type ScheduleRequest,
+  sigmaOptions,
+  spacingOptions,
+  zeroSnrOptions,
+} from "./definition.ts";
+import { betaLevels, createNoiseSchedule, type Level, variancePreserving } from "./noise-schedule.ts";
+import { Sampler } from "./sampler.ts";
+import { combine, originalWeights, type PredictionType, type PredictionWeights } from "./scheduler.ts";
 import { sigmaInitNoise, sigmaSteps } from "./timesteps.ts";
 
+const options = {
+  ...betaOptions,
+  ...zeroSnrOptions,
+  ...spacingOptions("linspace"),
+  ...sigmaOptions,
+  /** Noise level after the last step: none, or the schedule's lowest. */
+  final_sigmas_type: z._default(z.enum(["zero", "sigma_min"]), "zero"),
+  interpolation_type: z._default(z.literal("linear"), "linear"),
+  timestep_type: z._default(z.literal("discrete"), "discrete"),
+};
+
+export const euler = defineScheduler({
+  classes: ["EulerDiscreteScheduler"],
+  options,
+  levels: betaLevels,
+  create: (config, request) => new EulerScheduler(config, request),
+});
+
 /** Weights for x0 when the sample is `x0 + sigma * noise`, so the variance-preserving one is smaller by alpha. */
-export function explodingOriginalWeights(type: SchedulerConfig["prediction_type"], sigma: number): PredictionWeights {
+export function explodingOriginalWeights(type: PredictionType, sigma: number): PredictionWeights {
   const preserving = variancePreserving(sigma);
   const weights = originalWeights(type, preserving.alpha, preserving.sigma);
   return { sample: weights.sample * preserving.alpha, output: weights.output };
 }
 
+/** What a step of Euler's method needs. */
+type Config = Omit<OptionsOf<typeof options>, "final_sigmas_type" | "interpolation_type" | "timestep_type"> & {
+  final_sigmas_type?: "zero" | "sigma_min";
+};
+
 /**
  * Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (2022), algorithm 2 without
- * churn and without the second-order correction. With `ancestral`, every step goes further down and adds new noise.
+ * churn and without the second-order correction.
  */
-export class EulerScheduler implements Scheduler {
-  readonly timesteps: readonly number[];
-  readonly initNoiseSigma: number;
-  readonly predictionType;
-  readonly #sigmas: Float64Array;
-  readonly #ancestral: boolean;
+export class EulerScheduler extends Sampler {
+  protected readonly sigmas: Float64Array;
 
-  constructor(config: SchedulerConfig, steps: number) {
+  constructor(config: Config, { steps }: ScheduleRequest) {
     const { timesteps, sigmas } = sigmaSteps(config, createNoiseSchedule(config, true), steps);
-    this.timesteps = timesteps;
-    this.initNoiseSigma = sigmaInitNoise(config, sigmas);
-    this.predictionType = config.prediction_type;
-    this.#sigmas = sigmas;
-    this.#ancestral = config._class_name === "EulerAncestralDiscreteScheduler";
+    super(config.prediction_type, timesteps, sigmaInitNoise(config, sigmas));
+    this.sigmas = sigmas;
   }
 
-  scaleModelInput(sample: Float32Array, index: number, out: Float32Array): void {
-    checkIndex(index, this.timesteps.length);
-    checkLengths(sample, out);
-    scale(sample, variancePreserving(this.#sigmas[index]).alpha, out);
+  protected level(index: number): Level {
+    return { alpha: 1, sigma: this.sigmas[index] };
   }
 
-  step(
+  protected override inputScale(index: number): number {
+    return variancePreserving(this.sigmas[index]).alpha;
+  }
+
+  protected advance(
     modelOutput: Float32Array,
     index: number,
     sample: Float32Array,
     out: Float32Array,
-    noise?: () => Float32Array,
+    _noise: () => Float32Array,
   ): void {
-    checkIndex(index, this.timesteps.length);
-    checkLengths(sample, modelOutput, out);
-    const sigma = this.#sigmas[index];
-    const next = this.#sigmas[index + 1];
-    // Variance of the step splits into what the deterministic part keeps (down) and what fresh noise restores (up).
-    const up = this.#ancestral ? Math.sqrt((next ** 2 * (sigma ** 2 - next ** 2)) / sigma ** 2) : 0;
-    const down = this.#ancestral ? Math.sqrt(next ** 2 - up ** 2) : next;
-    // x + (x - x0) / sigma * (down - sigma)
-    const shrink = down / sigma;
-    const weights = explodingOriginalWeights(this.predictionType, sigma);
-    const drawn = up > 0 ? drawNoise(noise, sample) : undefined;
-    combine(sample, shrink + (1 - shrink) * weights.sample, modelOutput, (1 - shrink) * weights.output, out);
-    if (drawn) combine(out, 1, drawn, up, out);
+    this.descend(modelOutput, index, this.sigmas[index + 1], sample, out);
   }
 
-  addNoise(original: Float32Array, noise: Float32Array, index: number, out: Float32Array): void {
-    checkIndex(index, this.timesteps.length);
-    checkLengths(original, noise, out);
-    combine(original, 1, noise, this.#sigmas[index], out);
+  /** `x + (x - x0) / sigma * (next - sigma)` */
+  protected descend(
+    modelOutput: Float32Array,
+    index: number,
+    next: number,
+    sample: Float32Array,
+    out: Float32Array,
+  ): void {
+    const sigma = this.sigmas[index];
+    const shrink = next / sigma;
+    const weights = explodingOriginalWeights(this.predictionType, sigma);
+    combine(sample, shrink + (1 - shrink) * weights.sample, modelOutput, (1 - shrink) * weights.output, out);
   }
 }

@@ -1,41 +1,66 @@
-import type { SchedulerConfig } from "./config.ts";
+import * as z from "zod/mini";
+import {
+  betaOptions,
+  clipOptions,
+  defineScheduler,
+  type OptionsOf,
+  type ScheduleRequest,
+  sigmaOptions,
+  spacingOptions,
+} from "./definition.ts";
 import { explodingOriginalWeights } from "./euler.ts";
-import { createNoiseSchedule, variancePreserving } from "./noise-schedule.ts";
-import { checkIndex, checkLengths, combine, History, type Scheduler, scale } from "./scheduler.ts";
+import { betaLevels, createNoiseSchedule, type Level, variancePreserving } from "./noise-schedule.ts";
+import { Sampler } from "./sampler.ts";
+import { combine, History } from "./scheduler.ts";
 import { sigmaInitNoise, sigmaSteps } from "./timesteps.ts";
+
+const options = {
+  ...betaOptions,
+  ...clipOptions(false),
+  ...spacingOptions("linspace"),
+  ...sigmaOptions,
+  beta_start: z._default(betaOptions.beta_start.def.innerType, 0.00085),
+  beta_end: z._default(betaOptions.beta_end.def.innerType, 0.012),
+};
+
+type Config = OptionsOf<typeof options>;
+
+export const heun = defineScheduler({
+  classes: ["HeunDiscreteScheduler"],
+  options,
+  levels: betaLevels,
+  create: (config, request) => new HeunScheduler(config, request),
+});
 
 /**
  * Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (2022), algorithm 1.
  * Even evaluations take an Euler step, odd ones correct it; the last step to zero noise stays uncorrected.
  * A trajectory that starts at an odd evaluation has nothing to correct there, and the sample passes unchanged.
  */
-export class HeunScheduler implements Scheduler {
-  readonly timesteps: readonly number[];
-  readonly initNoiseSigma: number;
-  readonly predictionType;
+class HeunScheduler extends Sampler {
+  override readonly order = 2;
   readonly #sigmas: Float64Array;
   readonly #clipRange: number;
   /** Derivative (newest) and sample at the start of the step. */
   readonly #start = new History(2);
 
-  constructor(config: SchedulerConfig, steps: number) {
+  constructor(config: Config, { steps }: ScheduleRequest) {
     const { timesteps, sigmas } = sigmaSteps(config, createNoiseSchedule(config, true), steps);
-    this.timesteps = timesteps.flatMap((timestep, step) => (step === 0 ? [timestep] : [timestep, timestep]));
-    this.initNoiseSigma = sigmaInitNoise(config, sigmas);
-    this.predictionType = config.prediction_type;
+    const evaluations = timesteps.flatMap((timestep, step) => (step === 0 ? [timestep] : [timestep, timestep]));
+    super(config.prediction_type, evaluations, sigmaInitNoise(config, sigmas));
     this.#sigmas = sigmas;
     this.#clipRange = config.clip_sample ? config.clip_sample_range : Number.POSITIVE_INFINITY;
   }
 
-  scaleModelInput(sample: Float32Array, index: number, out: Float32Array): void {
-    checkIndex(index, this.timesteps.length);
-    checkLengths(sample, out);
-    scale(sample, variancePreserving(this.#sigmaAt(index)).alpha, out);
+  protected level(index: number): Level {
+    return { alpha: 1, sigma: this.#sigmas[Math.ceil(index / 2)] };
   }
 
-  step(modelOutput: Float32Array, index: number, sample: Float32Array, out: Float32Array): void {
-    checkIndex(index, this.timesteps.length);
-    checkLengths(sample, modelOutput, out);
+  protected override inputScale(index: number): number {
+    return variancePreserving(this.level(index).sigma).alpha;
+  }
+
+  protected advance(modelOutput: Float32Array, index: number, sample: Float32Array, out: Float32Array): void {
     this.#start.enter(index, sample.length);
     if (index % 2 === 0) this.#predict(modelOutput, index, sample, out);
     else if (this.#start.count === 0) out.set(sample);
@@ -61,22 +86,12 @@ export class HeunScheduler implements Scheduler {
 
   /** `(x - x0) / sigma` */
   #derivative(modelOutput: Float32Array, index: number, sample: Float32Array, out: Float32Array): void {
-    const sigma = this.#sigmaAt(index);
+    const { sigma } = this.level(index);
     const weights = explodingOriginalWeights(this.predictionType, sigma);
     const range = this.#clipRange;
     for (let i = 0; i < out.length; i++) {
       const original = weights.sample * sample[i] + weights.output * modelOutput[i];
       out[i] = (sample[i] - Math.min(Math.max(original, -range), range)) / sigma;
     }
-  }
-
-  #sigmaAt(index: number): number {
-    return this.#sigmas[Math.ceil(index / 2)];
-  }
-
-  addNoise(original: Float32Array, noise: Float32Array, index: number, out: Float32Array): void {
-    checkIndex(index, this.timesteps.length);
-    checkLengths(original, noise, out);
-    combine(original, 1, noise, this.#sigmaAt(index), out);
   }
 }

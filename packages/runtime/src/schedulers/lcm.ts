@@ -1,8 +1,39 @@
-import { InputError } from "@quad-lora/base";
-import type { SchedulerConfig } from "./config.ts";
-import { refuseEpsilonAtZeroSnr } from "./ddim.ts";
-import { createNoiseSchedule, type NoiseSchedule } from "./noise-schedule.ts";
-import { checkIndex, checkLengths, combine, drawNoise, originalWeights, type Scheduler } from "./scheduler.ts";
+import * as z from "zod/mini";
+import {
+  clipOptions,
+  consistencyOptions,
+  defineScheduler,
+  type OptionsOf,
+  type ScheduleRequest,
+  thresholdingKeys,
+} from "./definition.ts";
+import {
+  betaLevels,
+  createNoiseSchedule,
+  type Level,
+  levelOf,
+  type NoiseSchedule,
+  refuseEpsilonAtZeroSnr,
+} from "./noise-schedule.ts";
+import { Sampler } from "./sampler.ts";
+import { combine, originalWeights } from "./scheduler.ts";
+import { distilledTimesteps } from "./timesteps.ts";
+
+const options = {
+  ...consistencyOptions,
+  ...clipOptions(false),
+  timestep_scaling: z._default(z.number().check(z.positive()), 10),
+};
+
+type Config = OptionsOf<typeof options>;
+
+export const lcm = defineScheduler({
+  classes: ["LCMScheduler"],
+  options,
+  inert: thresholdingKeys,
+  levels: betaLevels,
+  create: (config, request) => new LcmScheduler(config, request),
+});
 
 /** Standard deviation of the data in the boundary condition, as the consistency models were trained. */
 const sigmaData = 0.5;
@@ -11,57 +42,33 @@ const sigmaData = 0.5;
  * Luo et al., "Latent Consistency Models" (2023), algorithm 3: predicts x0, then adds new noise for the next timestep.
  * Every step but the last needs noise. The timesteps are chosen from the `original_inference_steps` of the distillation.
  */
-export class LcmScheduler implements Scheduler {
-  readonly timesteps: readonly number[];
-  readonly initNoiseSigma = 1;
-  readonly predictionType;
-  readonly #config: SchedulerConfig;
+class LcmScheduler extends Sampler {
+  readonly #config: Config;
   readonly #schedule: NoiseSchedule;
 
-  constructor(config: SchedulerConfig, steps: number, file?: string) {
+  constructor(config: Config, { steps, file }: ScheduleRequest) {
     refuseEpsilonAtZeroSnr(config, file);
-    const { original_inference_steps: originalSteps, num_train_timesteps: trainTimesteps } = config;
-    if (originalSteps > trainTimesteps || steps > originalSteps) {
-      throw new InputError({
-        what: "too many steps",
-        file,
-        where: "original_inference_steps",
-        expected: "steps <= original_inference_steps <= num_train_timesteps",
-        got: `${steps}, ${originalSteps}, ${trainTimesteps}`,
-        fix: "Use fewer steps.",
-      });
-    }
+    super(config.prediction_type, distilledTimesteps(config, steps, file));
     this.#config = config;
     this.#schedule = createNoiseSchedule(config, false);
-    this.predictionType = config.prediction_type;
-    const stride = Math.floor(trainTimesteps / originalSteps);
-    this.timesteps = Array.from({ length: steps }, (_, step) => {
-      const skipped = Math.floor((step * originalSteps) / steps);
-      return (originalSteps - skipped) * stride - 1;
-    });
   }
 
-  scaleModelInput(sample: Float32Array, index: number, out: Float32Array): void {
-    checkIndex(index, this.timesteps.length);
-    checkLengths(sample, out);
-    out.set(sample);
+  protected level(index: number): Level {
+    return levelOf(this.#schedule.alphasCumprod[this.timesteps[index]]);
   }
 
-  step(
+  protected advance(
     modelOutput: Float32Array,
     index: number,
     sample: Float32Array,
     out: Float32Array,
-    noise?: () => Float32Array,
+    noise: () => Float32Array,
   ): void {
-    checkIndex(index, this.timesteps.length);
-    checkLengths(sample, modelOutput, out);
-    const drawn = index < this.timesteps.length - 1 ? drawNoise(noise, sample) : undefined;
-    const timestep = this.timesteps[index];
-    const { alpha, sigma } = this.#alphaSigma(timestep);
+    const drawn = index < this.timesteps.length - 1 ? noise() : undefined;
+    const { alpha, sigma } = this.level(index);
     const weights = originalWeights(this.predictionType, alpha, sigma);
     const range = this.#config.clip_sample ? this.#config.clip_sample_range : Number.POSITIVE_INFINITY;
-    const scaled = timestep * this.#config.timestep_scaling;
+    const scaled = this.timesteps[index] * this.#config.timestep_scaling;
     const skip = sigmaData ** 2 / (scaled ** 2 + sigmaData ** 2);
     const keep = scaled / Math.sqrt(scaled ** 2 + sigmaData ** 2);
     for (let i = 0; i < out.length; i++) {
@@ -69,19 +76,7 @@ export class LcmScheduler implements Scheduler {
       out[i] = keep * Math.min(Math.max(original, -range), range) + skip * sample[i];
     }
     if (!drawn) return;
-    const next = this.#alphaSigma(this.timesteps[index + 1]);
+    const next = this.level(index + 1);
     combine(out, next.alpha, drawn, next.sigma, out);
-  }
-
-  #alphaSigma(timestep: number): { alpha: number; sigma: number } {
-    const alphaCumprod = this.#schedule.alphasCumprod[timestep];
-    return { alpha: Math.sqrt(alphaCumprod), sigma: Math.sqrt(1 - alphaCumprod) };
-  }
-
-  addNoise(original: Float32Array, noise: Float32Array, index: number, out: Float32Array): void {
-    checkIndex(index, this.timesteps.length);
-    checkLengths(original, noise, out);
-    const { alpha, sigma } = this.#alphaSigma(this.timesteps[index]);
-    combine(original, alpha, noise, sigma, out);
   }
 }

@@ -1,5 +1,11 @@
 import { InputError } from "@quad-lora/base";
-import { parseSchedulerConfig, type SchedulerConfig } from "./config.ts";
+import type { betaOptions, OptionsOf } from "./definition.ts";
+import type { Level, PredictionType } from "./scheduler.ts";
+
+export type { Level };
+
+/** What {@link createNoiseSchedule} reads. */
+export type BetaConfig = Omit<OptionsOf<typeof betaOptions>, "prediction_type"> & { rescale_betas_zero_snr?: boolean };
 
 /**
  * Noise levels of the training timesteps of a variance-preserving process `x_t = alpha * x0 + sigma * noise`
@@ -19,7 +25,7 @@ const smallestAlphaCumprod = 2 ** -24;
  * Betas to noise levels.
  * @param finiteSigmas - replaces a zero last alpha by a tiny one, for schedulers that work in sigma / alpha
  */
-export function createNoiseSchedule(config: SchedulerConfig, finiteSigmas: boolean): NoiseSchedule {
+export function createNoiseSchedule(config: BetaConfig, finiteSigmas: boolean): NoiseSchedule {
   let betas = createBetas(config);
   if (config.rescale_betas_zero_snr) betas = rescaleToZeroTerminalSnr(betas);
   const alphasCumprod = cumulativeAlphas(betas);
@@ -29,7 +35,7 @@ export function createNoiseSchedule(config: SchedulerConfig, finiteSigmas: boole
 }
 
 /** Float32 steps, because the references accumulate float32 betas and the difference shows after a thousand factors. */
-function createBetas(config: SchedulerConfig): Float64Array {
+function createBetas(config: BetaConfig): Float64Array {
   const count = config.num_train_timesteps;
   if (config.trained_betas) return Float64Array.from(config.trained_betas, Math.fround);
   switch (config.beta_schedule) {
@@ -77,31 +83,66 @@ function rescaleToZeroTerminalSnr(betas: Float64Array): Float64Array {
   return rescaled.map((alpha, step) => Math.fround(1 - (step === 0 ? alpha : alpha / rescaled[step - 1])));
 }
 
-/**
- * Noise levels by timestep, for losses on noised samples: `x_t = alpha * x0 + sigma * noise`.
- * Between two whole timesteps, sigma / alpha is interpolated linearly, as the sigma-based schedulers do.
- * @param config - content of `scheduler_config.json`
- * @returns a function of the timestep in [0, num_train_timesteps - 1]; outside, it throws a RangeError
- * @throws InputError as {@link parseSchedulerConfig}
- */
-export function alphaSigma(
-  config: unknown,
-  options: { file?: string } = {},
-): (timestep: number) => { alpha: number; sigma: number } {
-  const { alphasCumprod, sigmas } = createNoiseSchedule(parseSchedulerConfig(config, options.file), false);
-  const last = alphasCumprod.length - 1;
+/** Levels of a schedule of betas. Between two whole timesteps, sigma / alpha is interpolated, as sigma-based schedulers do. */
+export function betaLevels(config: BetaConfig): (timestep: number) => Level {
+  const { alphasCumprod, sigmas } = createNoiseSchedule(config, false);
   return (timestep) => {
-    if (!(timestep >= 0 && timestep <= last)) throw new RangeError(`timestep ${timestep} is outside 0..${last}`);
-    if (Number.isInteger(timestep)) {
-      const alphaCumprod = alphasCumprod[timestep];
-      return { alpha: Math.sqrt(alphaCumprod), sigma: Math.sqrt(1 - alphaCumprod) };
-    }
+    checkInside(timestep, alphasCumprod.length - 1);
+    if (Number.isInteger(timestep)) return levelOf(alphasCumprod[timestep]);
     return variancePreserving(interpolate(sigmas, timestep));
   };
 }
 
+/** Levels of flow matching, where timesteps are noise levels and a shift only says which of them are visited. */
+export function flowLevels(config: { num_train_timesteps: number }): (timestep: number) => Level {
+  return (timestep) => {
+    checkInside(timestep, config.num_train_timesteps);
+    return flowMatching(timestep / config.num_train_timesteps);
+  };
+}
+
+function checkInside(timestep: number, last: number): void {
+  if (!(timestep >= 0 && timestep <= last)) throw new RangeError(`timestep ${timestep} is outside 0..${last}`);
+}
+
+/** The level whose `alpha^2` this is. */
+export function levelOf(alphaCumprod: number): Level {
+  return { alpha: Math.sqrt(alphaCumprod), sigma: Math.sqrt(1 - alphaCumprod) };
+}
+
+/** `alpha^2` at a timestep; before timestep 0 it is 1 or that of timestep 0, as `set_alpha_to_one` says. */
+export function alphaCumprodAt(
+  schedule: NoiseSchedule,
+  config: { set_alpha_to_one: boolean },
+  timestep: number,
+): number {
+  if (timestep >= 0) return schedule.alphasCumprod[timestep];
+  return config.set_alpha_to_one ? 1 : schedule.alphasCumprod[0];
+}
+
+/** Noise that hides the original completely says nothing about it, so x0 cannot come from the noise alone. */
+export function refuseEpsilonAtZeroSnr(
+  config: { rescale_betas_zero_snr: boolean; prediction_type: PredictionType },
+  file: string | undefined,
+): void {
+  if (!config.rescale_betas_zero_snr || config.prediction_type !== "epsilon") return;
+  throw new InputError({
+    what: "a zero terminal signal-to-noise ratio has no epsilon prediction",
+    file,
+    where: "rescale_betas_zero_snr",
+    expected: 'prediction_type "v_prediction" or "sample"',
+    got: '"epsilon"',
+    fix: "Set the prediction type the model was trained with, or switch rescale_betas_zero_snr off.",
+  });
+}
+
+/** Flow matching's level: `(1 - sigma) x0 + sigma noise` (Lipman et al., "Flow Matching for Generative Modeling", 2023). */
+export function flowMatching(sigma: number): Level {
+  return { alpha: 1 - sigma, sigma };
+}
+
 /** Splits the ratio sigma / alpha into the alpha and sigma of the variance-preserving process. */
-export function variancePreserving(ratio: number): { alpha: number; sigma: number } {
+export function variancePreserving(ratio: number): Level {
   if (ratio === Number.POSITIVE_INFINITY) return { alpha: 0, sigma: 1 };
   const alpha = 1 / Math.sqrt(ratio * ratio + 1);
   return { alpha, sigma: ratio * alpha };
@@ -117,7 +158,11 @@ export function interpolate(values: ArrayLike<number>, position: number): number
 }
 
 /** Refuses timesteps that the training schedule does not have; `steps` close to the training count cause them. */
-export function checkTimesteps(timesteps: readonly number[], config: SchedulerConfig, file: string | undefined): void {
+export function checkTimesteps(
+  timesteps: readonly number[],
+  config: { num_train_timesteps: number },
+  file: string | undefined,
+): void {
   const highest = Math.max(...timesteps);
   const lowest = Math.min(...timesteps);
   if (highest < config.num_train_timesteps && lowest >= 0) return;

@@ -1,9 +1,43 @@
 import { InputError } from "@quad-lora/base";
-import type { SchedulerConfig } from "./config.ts";
-import { alphaCumprodAt } from "./ddim.ts";
-import { checkTimesteps, createNoiseSchedule, type NoiseSchedule } from "./noise-schedule.ts";
-import { checkIndex, checkLengths, combine, History, type Scheduler, scale, weightedSum } from "./scheduler.ts";
+import * as z from "zod/mini";
+import {
+  betaOptions,
+  defineScheduler,
+  lastAlphaOptions,
+  type OptionsOf,
+  type ScheduleRequest,
+  spacingOptions,
+} from "./definition.ts";
+import {
+  alphaCumprodAt,
+  betaLevels,
+  checkTimesteps,
+  createNoiseSchedule,
+  type Level,
+  levelOf,
+  type NoiseSchedule,
+} from "./noise-schedule.ts";
+import { Sampler } from "./sampler.ts";
+import { combine, History, scale, weightedSum } from "./scheduler.ts";
 import { roundHalfToEven, spacedTimesteps } from "./timesteps.ts";
+
+const options = {
+  ...betaOptions,
+  ...spacingOptions("leading"),
+  ...lastAlphaOptions(false),
+  prediction_type: z._default(z.enum(["epsilon", "v_prediction"]), "epsilon"),
+  /** Start with the linear multistep method instead of Runge-Kutta steps. */
+  skip_prk_steps: z._default(z.boolean(), false),
+};
+
+type Config = OptionsOf<typeof options>;
+
+export const pndm = defineScheduler({
+  classes: ["PNDMScheduler"],
+  options,
+  levels: betaLevels,
+  create: (config, request) => new PndmScheduler(config, request),
+});
 
 /** Adams-Bashforth weights by number of known outputs, newest first. */
 const multistepWeights = [
@@ -23,11 +57,8 @@ const rungeKuttaEvaluations = 12;
  * without it, three Runge-Kutta steps of four evaluations each come first.
  * A trajectory that starts among the evaluations of a step that never began passes them unchanged.
  */
-export class PndmScheduler implements Scheduler {
-  readonly timesteps: readonly number[];
-  readonly initNoiseSigma = 1;
-  readonly predictionType;
-  readonly #config: SchedulerConfig;
+class PndmScheduler extends Sampler {
+  readonly #config: Config;
   readonly #schedule: NoiseSchedule;
   readonly #stride: number;
   readonly #outputs = new History(multistepWeights.length);
@@ -35,48 +66,27 @@ export class PndmScheduler implements Scheduler {
   #combined = new Float32Array(0);
   #rungeKuttaSum = new Float32Array(0);
 
-  constructor(config: SchedulerConfig, steps: number, file?: string) {
+  constructor(config: Config, { steps, file }: ScheduleRequest) {
+    const { timestep_spacing: spacing, num_train_timesteps: trainTimesteps, steps_offset: offset } = config;
+    const stride = Math.floor(trainTimesteps / steps);
+    const descending = spacedTimesteps(spacing, steps, trainTimesteps, offset).map(roundHalfToEven);
+    const timesteps = config.skip_prk_steps
+      ? multistepTimesteps(descending)
+      : rungeKuttaFirst(descending, stride, file);
+    checkTimesteps(timesteps, config, file);
+    super(config.prediction_type, timesteps);
     this.#config = config;
     this.#schedule = createNoiseSchedule(config, false);
-    this.#stride = Math.floor(config.num_train_timesteps / steps);
-    this.predictionType = config.prediction_type;
-    const spacing = config.timestep_spacing;
-    const descending = spacedTimesteps(spacing, steps, config.num_train_timesteps, config.steps_offset).map(
-      roundHalfToEven,
-    );
-    this.timesteps = config.skip_prk_steps ? multistepTimesteps(descending) : this.#rungeKuttaFirst(descending, file);
-    checkTimesteps(this.timesteps, config, file);
+    this.#stride = stride;
   }
 
-  /** Steps d, c, b, a, ... become d, then c + half and c for the step from d to c, and so on; the rest is as given. */
-  #rungeKuttaFirst(descending: readonly number[], file: string | undefined): number[] {
-    if (descending.length < 4) {
-      throw new InputError({
-        what: "too few steps for Runge-Kutta steps",
-        file,
-        where: "skip_prk_steps",
-        expected: "at least 4 steps",
-        got: String(descending.length),
-        fix: "Use more steps or set skip_prk_steps to true.",
-      });
-    }
-    const half = Math.floor(this.#stride / 2);
-    const steps = [0, 1, 2].flatMap((step) => {
-      const end = descending[step + 1];
-      return [descending[step], end + half, end + half, end];
-    });
-    return [...steps, ...descending.slice(3)];
+  protected level(index: number): Level {
+    const stage = this.#inRungeKutta(index) ? index % 4 : 0;
+    const timestep = this.timesteps[stage === 0 ? index : index - stage + 4];
+    return levelOf(this.#schedule.alphasCumprod[timestep]);
   }
 
-  scaleModelInput(sample: Float32Array, index: number, out: Float32Array): void {
-    checkIndex(index, this.timesteps.length);
-    checkLengths(sample, out);
-    out.set(sample);
-  }
-
-  step(modelOutput: Float32Array, index: number, sample: Float32Array, out: Float32Array): void {
-    checkIndex(index, this.timesteps.length);
-    checkLengths(sample, modelOutput, out);
+  protected advance(modelOutput: Float32Array, index: number, sample: Float32Array, out: Float32Array): void {
     this.#outputs.enter(index, sample.length);
     if (this.#start.length !== sample.length) {
       this.#start = new Float32Array(sample.length);
@@ -144,18 +154,29 @@ export class PndmScheduler implements Scheduler {
       combine(sample, fromVelocity, output, noiseWeight * Math.sqrt(alpha), out);
     }
   }
-
-  addNoise(original: Float32Array, noise: Float32Array, index: number, out: Float32Array): void {
-    checkIndex(index, this.timesteps.length);
-    checkLengths(original, noise, out);
-    const stage = this.#inRungeKutta(index) ? index % 4 : 0;
-    const timestep = this.timesteps[stage === 0 ? index : index - stage + 4];
-    const alphaCumprod = this.#schedule.alphasCumprod[timestep];
-    combine(original, Math.sqrt(alphaCumprod), noise, Math.sqrt(1 - alphaCumprod), out);
-  }
 }
 
 /** The second timestep is evaluated twice: once to correct the first step, once to take the second. */
 function multistepTimesteps(descending: readonly number[]): number[] {
   return descending.flatMap((timestep, step) => (step === 1 ? [timestep, timestep] : [timestep]));
+}
+
+/** Steps d, c, b, a, ... become d, then c + half and c for the step from d to c, and so on; the rest is as given. */
+function rungeKuttaFirst(descending: readonly number[], stride: number, file: string | undefined): number[] {
+  if (descending.length < 4) {
+    throw new InputError({
+      what: "too few steps for Runge-Kutta steps",
+      file,
+      where: "skip_prk_steps",
+      expected: "at least 4 steps",
+      got: String(descending.length),
+      fix: "Use more steps or set skip_prk_steps to true.",
+    });
+  }
+  const half = Math.floor(stride / 2);
+  const steps = [0, 1, 2].flatMap((step) => {
+    const end = descending[step + 1];
+    return [descending[step], end + half, end + half, end];
+  });
+  return [...steps, ...descending.slice(3)];
 }

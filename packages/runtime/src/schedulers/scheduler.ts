@@ -1,4 +1,14 @@
-import type { PredictionType } from "./config.ts";
+/**
+ * What a scheduler's model predicts: the noise, the velocity `alpha * noise - sigma * x0`, `x0` itself, or flow matching's
+ * velocity `noise - x0`.
+ */
+export type PredictionType = "epsilon" | "v_prediction" | "sample" | "flow_prediction";
+
+/** How much of the original and of the noise a sample `alpha * x0 + sigma * noise` has. */
+export interface Level {
+  readonly alpha: number;
+  readonly sigma: number;
+}
 
 /**
  * A sampler of one trajectory from noise to a sample. The caller evaluates the model at every entry of `timesteps`:
@@ -15,11 +25,16 @@ export interface Scheduler {
   /** Standard deviation of the start noise. */
   readonly initNoiseSigma: number;
   readonly predictionType: PredictionType;
+  /**
+   * Evaluations that a step takes: step `n` begins at evaluation `order * n`. 2 for Heun, whose last step takes one only;
+   * 1 for all others, as in diffusers: the evaluations that PNDM has more at its start do not count.
+   */
+  readonly order: number;
   /** Writes the model's input for evaluation `index` into `out`, which may be `sample`. */
   scaleModelInput(sample: Float32Array, index: number, out: Float32Array): void;
   /**
    * Advances the trajectory: writes the next sample into `out`, which may be `sample`.
-   * @param noise - gives new unit-variance noise of the sample's length; needed by LCM and Euler ancestral
+   * @param noise - gives new unit-variance noise of the sample's length; needed by LCM, TCD and Euler ancestral
    */
   step(
     modelOutput: Float32Array,
@@ -38,7 +53,33 @@ export interface PredictionWeights {
   readonly output: number;
 }
 
-/** `x0 = sample * weights.sample + output * weights.output` for a sample `alpha * x0 + sigma * noise`. */
+/** Weights of a linear map from (x0, noise) to what a model predicts. */
+export interface TargetWeights {
+  readonly original: number;
+  readonly noise: number;
+}
+
+/**
+ * What a model of this type should predict of a sample `alpha * x0 + sigma * noise`: the target of training,
+ * `x0 * weights.original + noise * weights.noise`.
+ */
+export function targetWeights(type: PredictionType, alpha: number, sigma: number): TargetWeights {
+  switch (type) {
+    case "epsilon":
+      return { original: 0, noise: 1 };
+    case "v_prediction":
+      return { original: -sigma, noise: alpha };
+    case "sample":
+      return { original: 1, noise: 0 };
+    case "flow_prediction":
+      return { original: -1, noise: 1 };
+  }
+}
+
+/**
+ * `x0 = sample * weights.sample + output * weights.output` for a sample `alpha * x0 + sigma * noise`, where
+ * `alpha^2 + sigma^2 = 1`, or `alpha + sigma = 1` for flow matching.
+ */
 export function originalWeights(type: PredictionType, alpha: number, sigma: number): PredictionWeights {
   switch (type) {
     case "epsilon":
@@ -47,6 +88,8 @@ export function originalWeights(type: PredictionType, alpha: number, sigma: numb
       return { sample: alpha, output: -sigma };
     case "sample":
       return { sample: 0, output: 1 };
+    case "flow_prediction":
+      return { sample: 1, output: -sigma };
   }
 }
 
@@ -59,28 +102,9 @@ export function noiseWeights(type: PredictionType, alpha: number, sigma: number)
       return { sample: sigma, output: alpha };
     case "sample":
       return { sample: 1 / sigma, output: -alpha / sigma };
+    case "flow_prediction":
+      return { sample: 1, output: alpha };
   }
-}
-
-export function checkIndex(index: number, count: number): void {
-  if (!Number.isInteger(index) || index < 0 || index >= count) {
-    throw new RangeError(`evaluation index ${index} is outside 0..${count - 1}`);
-  }
-}
-
-export function checkLengths(sample: Float32Array, ...others: Float32Array[]): void {
-  for (const other of others) {
-    if (other.length !== sample.length) {
-      throw new RangeError(`arrays of different lengths: ${sample.length} and ${other.length}`);
-    }
-  }
-}
-
-export function drawNoise(noise: (() => Float32Array) | undefined, sample: Float32Array): Float32Array {
-  if (!noise) throw new TypeError("this scheduler is stochastic: step() needs its noise argument");
-  const drawn = noise();
-  checkLengths(sample, drawn);
-  return drawn;
 }
 
 /** `out = first * firstWeight + second * secondWeight` */

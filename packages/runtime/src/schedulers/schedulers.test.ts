@@ -1,6 +1,13 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { alphaSigma, createScheduler, type PredictionType, type Scheduler, schedulerClasses } from "./index.ts";
+import {
+  alphaSigma,
+  createScheduler,
+  type PredictionType,
+  type Scheduler,
+  schedulerClasses,
+  targetWeights,
+} from "./index.ts";
 
 /** A schedule whose sigma / alpha grows geometrically from 0.02 to 20: the solvers' variable lambda is uniform. */
 function geometricBetas(): number[] {
@@ -19,7 +26,8 @@ function gaussianModel(type: PredictionType, input: number, alpha: number, sigma
   const variance = (alpha * dataDeviation) ** 2 + sigma ** 2;
   const noise = (sigma * input) / variance;
   const original = (alpha * dataDeviation ** 2 * input) / variance;
-  return { epsilon: noise, sample: original, v_prediction: alpha * noise - sigma * original }[type];
+  const weights = targetWeights(type, alpha, sigma);
+  return weights.original * original + weights.noise * noise;
 }
 
 /** Noise level of the sampler's own states before an evaluation, read off what addNoise does. */
@@ -133,11 +141,8 @@ test("a model that knows x0 and the noise keeps every solver on the line between
       scheduler.addNoise(original, noise, 0, sample);
       for (let index = 0; index < last; index++) {
         const { alpha, sigma } = variancePreservingLevel(level(scheduler, index));
-        const output = {
-          epsilon: noise[0],
-          sample: original[0],
-          v_prediction: alpha * noise[0] - sigma * original[0],
-        }[options.prediction_type];
+        const weights = targetWeights(options.prediction_type, alpha, sigma);
+        const output = weights.original * original[0] + weights.noise * noise[0];
         scheduler.step(Float32Array.of(output), index, sample, sample);
         scheduler.addNoise(original, noise, index + 1, expected);
         close(sample[0], expected[0]);
@@ -215,6 +220,74 @@ describe("Euler ancestral", () => {
   });
 });
 
+describe("TCD", () => {
+  const config = { ...betas, _class_name: "TCDScheduler" };
+  const move = (scheduler: Scheduler, index: number, [state, output, noise]: readonly number[]) => {
+    const out = new Float32Array(1);
+    scheduler.step(Float32Array.of(output), index, Float32Array.of(state), out, () => Float32Array.of(noise));
+    return out[0];
+  };
+
+  const one = Float32Array.of(1);
+
+  test("visits the timesteps that LCM visits", () => {
+    for (const steps of [1, 4, 7]) {
+      const lcm = createScheduler({ ...config, _class_name: "LCMScheduler" }, steps);
+      expect(createScheduler(config, steps).timesteps).toEqual(lcm.timesteps);
+    }
+  });
+
+  test("without eta needs no noise and keeps the original and the noise that the model names", () => {
+    const scheduler = createScheduler(config, 4);
+    const [original, noise] = [0.8, -1.3];
+    for (let index = 0; index < 3; index++) {
+      const [from, to] = [level(scheduler, index), level(scheduler, index + 1)];
+      const state = from.alpha * original + from.sigma * noise;
+      expect(move(scheduler, index, [state, noise, Number.NaN])).toBeCloseTo(to.alpha * original + to.sigma * noise, 5);
+    }
+  });
+
+  test("adds what noise the next level asks for, whatever eta is", () => {
+    for (const eta of [0.3, 1]) {
+      const scheduler = createScheduler({ ...config, eta }, 4);
+      for (let index = 0; index < 3; index++) {
+        const [from, to] = [level(scheduler, index), level(scheduler, index + 1)];
+        // Of a state of pure noise that the model sees through, what is left of it and what is new.
+        const left = move(scheduler, index, [from.sigma, 1, 0]);
+        const added = move(scheduler, index, [0, 0, 1]);
+        expect(Math.hypot(left, added)).toBeCloseTo(to.sigma, 5);
+        expect(move(scheduler, index, [from.alpha, 0, 0])).toBeCloseTo(to.alpha, 5);
+      }
+    }
+    expect(() => createScheduler({ ...config, eta: 1 }, 4).step(one, 0, one, one)).toThrow(/noise/);
+  });
+
+  test("ends at timestep 0", () => {
+    const scheduler = createScheduler({ ...config, eta: 1 }, 4);
+    const from = level(scheduler, 3);
+    const { alpha } = alphaSigma(config)(0);
+    expect(move(scheduler, 3, [from.alpha, 0, Number.NaN])).toBeCloseTo(alpha, 6);
+  });
+});
+
+test("order says at which evaluation a step begins: each is less noisy than the one before", () => {
+  // PNDM has one evaluation more at its start, which diffusers does not count.
+  for (const name of schedulerClasses.filter((name) => name !== "PNDMScheduler")) {
+    const scheduler = createScheduler({ _class_name: name, skip_prk_steps: true }, 6);
+    const levels = Array.from({ length: 6 }, (_, step) => level(scheduler, scheduler.order * step).sigma);
+    for (let step = 1; step < 6; step++) expect(levels[step], name).toBeLessThan(levels[step - 1]);
+  }
+});
+
+test("exponential sigmas fall by one factor from step to step", () => {
+  for (const name of ["DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler"]) {
+    const scheduler = createScheduler({ ...betas, _class_name: name, use_exponential_sigmas: true }, 6);
+    const ratios = Array.from({ length: 6 }, (_, step) => level(scheduler, step).sigma / level(scheduler, step).alpha);
+    const factor = ratios[1] / ratios[0];
+    for (let step = 2; step < 6; step++) expect(ratios[step] / ratios[step - 1], name).toBeCloseTo(factor, 4);
+  }
+});
+
 describe("alphaSigma", () => {
   test("is the closed form of the geometric schedule, between timesteps too", () => {
     const at = alphaSigma({ _class_name: "DDIMScheduler", ...geometric });
@@ -243,7 +316,8 @@ test("one step, few steps and Karras sigmas give numbers", () => {
   for (const _class_name of schedulerClasses) {
     for (const steps of [1, 2, 3, 7]) {
       for (const use_karras_sigmas of hasKarras.test(_class_name) ? [false, true] : [false]) {
-        const scheduler = createScheduler({ _class_name, use_karras_sigmas, skip_prk_steps: true }, steps);
+        const config = { _class_name, use_karras_sigmas, skip_prk_steps: true };
+        const scheduler = createScheduler(config, steps);
         const sample = Float32Array.of(scheduler.initNoiseSigma);
         for (let index = 0; index < scheduler.timesteps.length; index++) {
           scheduler.step(Float32Array.of(0.3), index, sample, sample, () => Float32Array.of(0.1));

@@ -1,53 +1,63 @@
-import type { SchedulerConfig } from "./config.ts";
-import { createNoiseSchedule, variancePreserving } from "./noise-schedule.ts";
+import * as z from "zod/mini";
 import {
-  checkIndex,
-  checkLengths,
-  combine,
-  History,
-  originalWeights,
-  type Scheduler,
-  type Term,
-  weightedSum,
-} from "./scheduler.ts";
+  defineScheduler,
+  notImplemented,
+  type OptionsOf,
+  type ScheduleRequest,
+  solverOptions,
+  thresholdingKeys,
+} from "./definition.ts";
+import { betaLevels, flowLevels, type Level } from "./noise-schedule.ts";
+import { Sampler } from "./sampler.ts";
+import { combine, History, originalWeights, type Term, weightedSum } from "./scheduler.ts";
 import { solverSteps } from "./timesteps.ts";
+
+const options = {
+  ...solverOptions,
+  predict_x0: z._default(z.literal(true), true),
+  solver_p: notImplemented,
+  /** Steps after which the corrector stays off. */
+  disable_corrector: z._default(z.array(z.int()), []),
+};
+
+type Config = OptionsOf<typeof options>;
+
+export const uniPc = defineScheduler({
+  classes: ["UniPCMultistepScheduler"],
+  options,
+  inert: thresholdingKeys,
+  levels: (config) => (config.use_flow_sigmas ? flowLevels(config) : betaLevels(config)),
+  create: (config, request) => new UniPcScheduler(config, request),
+});
 
 /**
  * Zhao et al., "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models" (2023),
  * algorithms 5 to 8, on predictions of x0. Every evaluation first corrects the step that led to it (UniC), then takes
  * the next one (UniP). A trajectory without history begins at order 1, uncorrected.
  */
-export class UniPcScheduler implements Scheduler {
-  readonly timesteps: readonly number[];
-  readonly initNoiseSigma = 1;
-  readonly predictionType;
-  readonly #config: SchedulerConfig;
-  readonly #sigmas: Float64Array;
+class UniPcScheduler extends Sampler {
+  readonly #config: Config;
+  readonly #levels: readonly Level[];
   readonly #originals: History;
   /** The sample from which the last step started; in a trajectory without gaps it belongs to the previous index. */
   #start = new Float32Array(0);
   #original = new Float32Array(0);
   #order = 0;
 
-  constructor(config: SchedulerConfig, steps: number) {
-    const { timesteps, sigmas } = solverSteps(config, createNoiseSchedule(config, true), steps);
-    this.timesteps = timesteps;
-    this.predictionType = config.prediction_type;
+  constructor(config: Config, { steps, file }: ScheduleRequest) {
+    const { timesteps, levels } = solverSteps(config, steps, file);
+    super(config.prediction_type, timesteps);
     this.#config = config;
-    this.#sigmas = sigmas;
+    this.#levels = levels;
     this.#originals = new History(config.solver_order);
   }
 
-  scaleModelInput(sample: Float32Array, index: number, out: Float32Array): void {
-    checkIndex(index, this.timesteps.length);
-    checkLengths(sample, out);
-    out.set(sample);
+  protected level(index: number): Level {
+    return this.#levels[index];
   }
 
-  step(modelOutput: Float32Array, index: number, sample: Float32Array, out: Float32Array): void {
-    checkIndex(index, this.timesteps.length);
-    checkLengths(sample, modelOutput, out);
-    const { alpha, sigma } = variancePreserving(this.#sigmas[index]);
+  protected advance(modelOutput: Float32Array, index: number, sample: Float32Array, out: Float32Array): void {
+    const { alpha, sigma } = this.#levels[index];
     const weights = originalWeights(this.predictionType, alpha, sigma);
     this.#originals.enter(index, sample.length);
     if (this.#start.length !== sample.length) {
@@ -64,9 +74,9 @@ export class UniPcScheduler implements Scheduler {
     }
     this.#originals.push().set(this.#original);
     const left = this.timesteps.length - index;
-    const toZero = this.#sigmas[index + 1] === 0;
-    this.#order = Math.min(solver_order, this.#originals.count, lower_order_final || toZero ? left : solver_order);
-    if (this.#sigmas[index + 1] === this.#sigmas[index]) out.set(this.#start);
+    const next = this.#levels[index + 1].sigma;
+    this.#order = Math.min(solver_order, this.#originals.count, lower_order_final || next === 0 ? left : solver_order);
+    if (next === sigma) out.set(this.#start);
     else weightedSum(this.#update(index, this.#order), out);
   }
 
@@ -75,9 +85,9 @@ export class UniPcScheduler implements Scheduler {
    * @param reached - the prediction at the step's end, which turns the predictor into the corrector
    */
   #update(index: number, order: number, reached?: Float32Array): Term[] {
-    const lambda = (at: number) => -Math.log(this.#sigmas[at]);
-    const next = variancePreserving(this.#sigmas[index + 1]);
-    const shrink = next.sigma / variancePreserving(this.#sigmas[index]).sigma;
+    const lambda = (at: number) => Math.log(this.#levels[at].alpha / this.#levels[at].sigma);
+    const next = this.#levels[index + 1];
+    const shrink = next.sigma / this.#levels[index].sigma;
     const h = lambda(index + 1) - lambda(index);
     const decay = Math.expm1(-h);
     const scale = this.#config.solver_type === "bh1" ? -h : decay;
@@ -94,13 +104,6 @@ export class UniPcScheduler implements Scheduler {
       : older;
     const base = differences.reduce((sum, { weight }) => sum - weight, -next.alpha * decay);
     return [{ values: this.#start, weight: shrink }, { values: this.#originals.at(0), weight: base }, ...differences];
-  }
-
-  addNoise(original: Float32Array, noise: Float32Array, index: number, out: Float32Array): void {
-    checkIndex(index, this.timesteps.length);
-    checkLengths(original, noise, out);
-    const { alpha, sigma } = variancePreserving(this.#sigmas[index]);
-    combine(original, alpha, noise, sigma, out);
   }
 }
 

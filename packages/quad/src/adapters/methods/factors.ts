@@ -1,4 +1,4 @@
-import type { AdapterTarget } from "./module-index.ts";
+import { type AdapterTarget, targetModules } from "../names/target.ts";
 
 type Shape = readonly number[];
 
@@ -34,7 +34,7 @@ function isMatrix(shape: Shape, rows: number, columns: number): boolean {
 
 /** Whether a file's factors fit the modules they are for. A slice's outputs are checked where slices are merged. */
 export function checkFactors(shapes: FactorShapes, target: AdapterTarget): FactorCheck {
-  const modules = target.kind === "split" ? target.modules : [target.module];
+  const modules = targetModules(target);
   const module = modules[0];
   const inputs = module.inFeatures / (module.groups ?? 1);
   const outputs = modules.reduce((total, { outFeatures }) => total + outFeatures, 0);
@@ -43,17 +43,21 @@ export function checkFactors(shapes: FactorShapes, target: AdapterTarget): Facto
   const { down, up, mid } = shapes;
   const rank = up[1] ?? 0;
   const scaleRank = down[0] ?? 0;
-  const upRows = target.kind === "slice" ? (up[0] ?? 0) : outputs;
+  const upRows = target.kind === "slice" ? (target.sizes?.[target.index] ?? up[0] ?? 0) : outputs;
   const upFits = isMatrix(up, upRows, rank);
+  // Some methods keep a convolution's factor as a matrix.
+  const flat = [scaleRank, inputs * kernel[0] * kernel[1]];
   const downFits =
-    mid || isPointwise ? isMatrix(down, scaleRank, inputs) : show(down) === show([scaleRank, inputs, ...kernel]);
+    mid || isPointwise
+      ? isMatrix(down, scaleRank, inputs)
+      : [show([scaleRank, inputs, ...kernel]), show(flat)].includes(show(down));
   const midFits = mid ? show(mid) === show([rank, scaleRank, ...kernel]) : rank === scaleRank;
   if (rank > 0 && scaleRank > 0 && upFits && downFits && midFits) return { rank, scaleRank };
   const kernelSizes = isPointwise ? [] : kernel.map(String);
   const expected = [
     `down ${show(["rank", String(inputs), ...(mid ? [] : kernelSizes)])}`,
     ...(mid ? [`mid ${show(["rank", "rank", ...kernel.map(String)])}`] : []),
-    `up ${show([target.kind === "slice" ? "outputs" : String(outputs), "rank"])}`,
+    `up ${show([target.kind === "slice" && !target.sizes ? "outputs" : String(upRows), "rank"])}`,
   ];
   const got = [`down ${show(down)}`, ...(mid ? [`mid ${show(mid)}`] : []), `up ${show(up)}`];
   return { expected: expected.join(" and "), got: got.join(" and ") };
@@ -87,6 +91,15 @@ export function composeTucker(
   return Float32Array.from(sums);
 }
 
+/** `up [out, rank]` with the halves of its rows changed over. */
+export function swapHalves(up: Float32Array): Float32Array {
+  const half = up.length / 2;
+  const swapped = new Float32Array(up.length);
+  swapped.set(up.subarray(half));
+  swapped.set(up.subarray(0, half), half);
+  return swapped;
+}
+
 /** Factors of one of the separate projections that a fused module consists of. */
 export interface ProjectionFactors {
   readonly index: number;
@@ -99,20 +112,22 @@ export interface ProjectionFactors {
 
 /**
  * Factors of a fused projection from those of its parts: the downs one below the other, the ups block-diagonal.
- * Parts without factors stay unchanged, which needs all parts to be of equal size.
+ * Parts without factors stay unchanged, which needs the sizes to be known, or all parts to be of equal size.
  * @param count - Number of parts in the fused module.
  * @param outputs - Outputs of the fused module.
+ * @param known - Outputs of every part, where they are known.
  */
 export function mergeProjections(
   parts: readonly ProjectionFactors[],
   count: number,
   outputs: number,
+  known?: readonly number[],
 ): { rank: number; down: Float32Array; up: Float32Array } | { expected: string; got: string } {
   const sizes = parts.map(({ up, rank }) => up.length / rank);
   const isComplete = parts.length === count;
   const fits = isComplete
     ? sizes.reduce((total, size) => total + size, 0) === outputs
-    : sizes.every((size) => size * count === outputs);
+    : known !== undefined || sizes.every((size) => size * count === outputs);
   if (!fits)
     return {
       expected: isComplete ? `${outputs} outputs together` : `${outputs / count} outputs each`,
@@ -127,7 +142,9 @@ export function mergeProjections(
   let nextRow = 0;
   for (const part of ordered) {
     const rows = part.up.length / part.rank;
-    const firstRow = isComplete ? nextRow : part.index * rows;
+    const firstRow = isComplete
+      ? nextRow
+      : (known?.slice(0, part.index).reduce((a, b) => a + b, 0) ?? part.index * rows);
     for (let row = 0; row < rows; row++)
       up.set(part.up.subarray(row * part.rank, (row + 1) * part.rank), (firstRow + row) * rank + rankStart);
     down.set(part.down, downStart);

@@ -1,7 +1,17 @@
+import { type Alias, isTextEncoder, type NamingConvention } from "./convention.ts";
+
 /**
  * Names of UNet layers in the original Stable Diffusion code (`sgm` / `ldm`), which SDXL LoRAs from kohya's scripts
  * use. There, the blocks of all levels are counted through: with L residual blocks a level, a level takes L + 1 places.
  */
+export const sgm: NamingConvention = {
+  name: "original Stable Diffusion",
+  *aliases({ component, modules, targets }): Generator<Alias> {
+    if (isTextEncoder(component)) return;
+    const blocks = residualBlocksPerLevel(modules.keys());
+    for (const [name, target] of targets) for (const alias of sgmNames(name, blocks)) yield [alias, target];
+  },
+};
 
 const residualBlockLayers: Readonly<Record<string, string>> = {
   conv1: "in_layers.2",
@@ -20,7 +30,7 @@ const single: Readonly<Record<string, string>> = {
 };
 
 /** Residual blocks in each down level: up levels have one more. 2 where the names do not show it, as in SD and SDXL. */
-export function residualBlocksPerLevel(names: Iterable<string>): number {
+function residualBlocksPerLevel(names: Iterable<string>): number {
   let count = 0;
   for (const name of names) {
     const match = /^(down|up)_blocks\.\d+\.(?:resnets|attentions)\.(\d+)\./.exec(name);
@@ -30,7 +40,7 @@ export function residualBlocksPerLevel(names: Iterable<string>): number {
 }
 
 /** The original names of a diffusers UNet layer: none for what the original lacks, two where the place may vary. */
-export function sgmNames(name: string, blocksPerLevel: number): string[] {
+function sgmNames(name: string, blocksPerLevel: number): string[] {
   const known = single[name];
   if (known) return [known];
   const middle = /^mid_block\.(resnets|attentions)\.(\d+)\.(.+)$/.exec(name);
