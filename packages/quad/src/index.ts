@@ -38,6 +38,7 @@ export * from "./encodings-files/index.ts";
 export { evaluate } from "./evaluate/evaluate.ts";
 export type { NetworkPaths } from "./evaluate/networks.ts";
 export type { EvaluateOptions } from "./evaluate/options.ts";
+export { planOfEvaluation } from "./evaluate/plan.ts";
 export type { SimulatedVariant } from "./evaluate/simulated-variants.ts";
 export {
   type ComponentSummary,
