@@ -8,7 +8,7 @@ import { restoreFolder } from "../packages/quad/src/files/replace-folder.ts";
 import { operationsOf, runUntil } from "./helpers/crash.ts";
 import { pocketFolder } from "./helpers/exposed-pocket.ts";
 import { temporaryFolder } from "./helpers/models.ts";
-import { adapterTensors, fewLayers, loadSmallBuild, snapshot } from "./helpers/small-build.ts";
+import { adapterTensors, fewLayers, loadSmallBuild, snapshot, writeSmallBuild } from "./helpers/small-build.ts";
 
 const root = temporaryFolder();
 const isFull = process.env.QUAD_FULL_TESTS === "1";
@@ -40,8 +40,11 @@ function withoutHidden(files: Record<string, string>): Record<string, string> {
   return Object.fromEntries(Object.entries(files).filter(([path]) => !/(^|\/)\./.test(path)));
 }
 
-/** Names at and below a folder. */
-const allFiles = (folder: string) => readdirSync(folder, { recursive: true, encoding: "utf8" }).sort();
+/** Names at and below a folder; in keys of results there may be paths. */
+const allFiles = (folder: string) =>
+  readdirSync(folder, { recursive: true, encoding: "utf8" })
+    .map((name) => name.replace(/-[0-9a-f]{16}/, ""))
+    .sort();
 
 /** Kills the command at its operations, one run each, and looks at what is there, before and after the command's next run. */
 async function killEverywhere({ fixture, program, kept, afterwards = program, choose }: Case): Promise<void> {
@@ -69,11 +72,16 @@ async function killEverywhere({ fixture, program, kept, afterwards = program, ch
   }
 }
 
-/** Around the moments at which something gets its name, and a few others. */
+/** Around the moment at which the new folder takes the old one's place, and once in the middle. */
 function sample(operations: readonly string[]): number[] {
-  const swaps = operations.flatMap((text, index) => (text.includes(".replaced.") ? [index + 1] : []));
-  const places = [1, Math.floor(operations.length / 2), ...swaps.flatMap((at) => [at, at + 1]), operations.length];
-  return [...new Set(places)].filter((at) => at <= operations.length).sort((a, b) => a - b);
+  const swap = operations.findIndex((text) => text.startsWith("rename") && text.includes(".replaced.")) + 1;
+  return [...new Set([Math.floor(operations.length / 2), swap, swap + 1, swap + 2])];
+}
+
+/** The same, and places all over a command that runs for long. */
+function widerSample(operations: readonly string[]): number[] {
+  const spread = Array.from({ length: 20 }, (_, index) => 1 + Math.floor((index * operations.length) / 20));
+  return [...new Set([...spread, ...sample(operations), operations.length])].sort((one, other) => one - other);
 }
 
 test("a folder that is replaced is the old or the new one, wherever the process is killed", async () => {
@@ -159,6 +167,39 @@ describe("a command that is killed leaves the old or the new, and its next run p
         program,
         choose,
       });
+    },
+    timeout,
+  );
+
+  test.runIf(isFull)(
+    "quad build, over the bundle of another configuration",
+    async () => {
+      const fixture = fixtureOf("build", ["bundle"]);
+      writeSmallBuild(fixture, { policy: { narrowShare: 0 } });
+      const program = (folder: string) => [quad, "build", join(folder, "quad.config.json")];
+      await killEverywhere({ fixture, kept: "bundle", program, choose: widerSample });
+    },
+    timeout,
+  );
+
+  test.runIf(isFull)(
+    "quad distill, in a bundle",
+    async () => {
+      const fixture = fixtureOf("distill", ["bundle", "work"]);
+      const distill = {
+        adapters: "all",
+        pictures: 3,
+        validationPictures: 1,
+        steps: 4,
+        batch: 2,
+        learningRate: 0.3,
+      } as const;
+      writeSmallBuild(fixture, { distill });
+      const program = (folder: string) => [
+        ...[quad, "distill", join(folder, "bundle"), "--config", join(folder, "quad.config.json")],
+        ...["--adapter", "sketch"],
+      ];
+      await killEverywhere({ fixture, kept: "bundle", program, choose: widerSample });
     },
     timeout,
   );

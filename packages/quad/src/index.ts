@@ -95,6 +95,9 @@ export {
 export type { BuildOptions } from "./stages/run.ts";
 export * from "./train/index.ts";
 export * from "./tune/index.ts";
+export type { Executor, Job, JobContext } from "./work/executors/executor.ts";
+export type { ExecutorName } from "./work/executors/index.ts";
+export { type FileReference, type Needs, Plan, type Planned, type ResultReference, type Step } from "./work/plan.ts";
 export type { PlanState } from "./work/plan-state.ts";
 export type { Progress, StageOptions } from "./work/progress.ts";
-export type { StageResult } from "./work/stage.ts";
+export type { AnyStage, Disposable, Json, Stage, StageContext, StageResult } from "./work/stage.ts";
