@@ -93,6 +93,7 @@ export {
   distillConfigured,
 } from "./stages/distill-configured.ts";
 export type { BuildOptions } from "./stages/run.ts";
+export type { TargetName } from "./targets/index.ts";
 export * from "./train/index.ts";
 export * from "./tune/index.ts";
 export type { Executor, Job, JobContext } from "./work/executors/executor.ts";

@@ -22,7 +22,7 @@ export function nothingFits(input: {
   const isPartial = report.matched.length > 0;
   const shown = isPartial ? keys.filter((key) => denoiserPath && key.startsWith(denoiserPath)) : keys;
   const renaming = unnamed
-    ? `${unnamed} layers of the model's graph carry no module name: export it again, without tools that rename or drop names of nodes.`
+    ? `The model's graph has ${unnamed === 1 ? "a layer" : `${unnamed} layers`} without a module name: export it again, without tools that rename or drop names of nodes.`
     : "Check that it is a LoRA, that it was made for this model's architecture (SD 1.5, SDXL, ...), and that the model exposes the modules it adapts.";
   return new InputError({
     what: isPartial

@@ -125,7 +125,7 @@ function warn(report: ReportBuilder, layers: readonly AdapterLayer[], unnamed: n
   if (layers.every(isZero)) report.warnings.push("every layer's product is zero: the adapter changes nothing");
   if (unnamed && report.unmatched.length > 0)
     report.warnings.push(
-      `${unnamed} layers of the model's graph carry no module name, so that no key can mean them: export the model again, without tools that rename or drop names of nodes`,
+      `${unnamed === 1 ? "a layer" : `${unnamed} layers`} of the model's graph without a module name, which no key can mean: export the model again, without tools that rename or drop names of nodes`,
     );
 }
 

@@ -15,10 +15,10 @@ export interface OpenFolderOptions extends TrustOptions {
  * @throws InputError when files are missing, broken, do not fit each other, or differ from a bundle's manifest
  */
 export async function openFolder(folder: string, options: OpenFolderOptions = {}): Promise<Pipeline> {
+  const { verify, manifest, trustedKeys } = options;
   // A killed process may have left it, or a bundle's adapters, beside its name.
   await restoreFolder(folder);
   await restoreFolder(join(folder, "adapters"));
-  const { verify, manifest, trustedKeys } = options;
   return openPipeline({
     ort: ort as never,
     files: folderFiles(folder),

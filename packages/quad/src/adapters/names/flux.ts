@@ -20,6 +20,7 @@ const doubleBlock = {
 
 const singleBlock = {
   "attn.to_qkv_mlp": "linear1",
+  "attn.to_qkv_mlp_proj": "linear1",
   proj_out: "linear2",
   "norm.linear": "modulation.lin",
 };
