@@ -280,7 +280,7 @@ describe("signatures", () => {
     await expect(openFolder(copy, { trustedKeys })).rejects.toThrow(/manifest\.json: is not signed/);
     const { signed, publicKey: shown } = await signBundle(copy, key);
     expect(signed).toEqual(["manifest.json", "adapters/flat.json", "adapters/sketch.json"]);
-    await verifyBundle(copy, undefined, [shown]);
+    await verifyBundle(copy, { trustedKeys: [shown] });
     const pipeline = await openFolder(copy, { trustedKeys });
     await pipeline.use("flat");
     await pipeline.dispose();
@@ -417,7 +417,7 @@ describe("adding later", () => {
   test("a rank beyond a fixed one, a strange name, and a changed profile are refused", async () => {
     const copy = copyOfBundle();
     const options = { bundle: copy, adapter: lateAdapter(), name: "late" };
-    await expect(addToBundle({ ...options, name: "../late" })).rejects.toThrow(/not a name for an adapter/);
+    await expect(addToBundle({ ...options, name: "../late" })).rejects.toThrow(/is not a name for an adapter/);
     const slotsPath = join(copy, "slots.json");
     writeFileSync(slotsPath, JSON.stringify({ ...json(slotsPath), rank: { kind: "fixed", rank: 3 } }));
     await expect(addToBundle(options)).rejects.toThrow(/slots.json: is not the file that the manifest describes/);

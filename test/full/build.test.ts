@@ -115,7 +115,7 @@ describe.skipIf(process.env.QUAD_FULL_TESTS !== "1")("quad build", { timeout: 1_
     expect(JSON.parse((await run(["show", bundle, "--json"])).stdout)).toMatchObject({ verified: false });
     const encodings = await run(["show", bundle, "--encodings", "1.0.0"]);
     expect(JSON.parse(encodings.stdout).version).toBe("1.0.0");
-    expect((await run(["show", pocketFolder])).stderr).toMatch(/^error: .*there is no manifest.json/);
+    expect((await run(["show", pocketFolder])).stderr).toMatch(/^error: .*manifest\.json: there is no such file/);
 
     const image = join(pocketFolder, "samples/sketch-crab.png");
     const out = join(own, "crab.png");

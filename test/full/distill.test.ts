@@ -6,7 +6,7 @@ import { parseSafetensors, toFloat32 } from "@quad-lora/base";
 import { addToBundle, distillAdapter, distillSchema } from "quad-lora";
 import { beforeAll, describe, expect, test } from "vitest";
 import { loadConfig } from "../../packages/quad/src/settings/config.ts";
-import { loadCases } from "../../packages/quad/src/stages/build.ts";
+import { loadCases } from "../../packages/quad/src/tasks/cases.ts";
 import { scratchFolder, writeSmallBuild } from "../helpers/small-build.ts";
 
 const quad = fileURLToPath(new URL("../../packages/quad/bin/quad.js", import.meta.url));

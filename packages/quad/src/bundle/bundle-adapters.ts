@@ -5,6 +5,7 @@ import { openFolder } from "../model/open-folder.ts";
 import { readSlots } from "../model/slots.ts";
 import { readProfile } from "../records/profile.ts";
 import type { Trajectory } from "../records/trajectory.ts";
+import type { StageOptions } from "../work/progress.ts";
 import { bundleFiles, readManifest } from "./bundle-folder.ts";
 import type { EncodedFiles, EncodingFrame } from "./encode-adapter.ts";
 import { measureQuality } from "./quality.ts";
@@ -33,7 +34,7 @@ export async function measureEncoded(
   name: string,
   { files }: EncodedFiles,
   trajectory: Trajectory,
-  options: { signal?: AbortSignal } = {},
+  { signal }: Pick<StageOptions, "signal"> = {},
 ): Promise<BundleQuality> {
   // A fixed number of threads: sums of floats, and so the figures, depend on it.
   const pipeline = await openFolder(bundle, { threads: 2 });
@@ -41,8 +42,9 @@ export async function measureEncoded(
     pipeline.addAdapter(name, files.get(`${name}.safetensors`)!);
     await pipeline.use(name);
     return await measureQuality(pipeline, manifest.component, trajectory, {
-      ...{ batch: profile.shape.batch, calls: 32 },
-      ...options,
+      batch: profile.shape.batch,
+      calls: 32,
+      signal,
     });
   } finally {
     await pipeline.dispose();

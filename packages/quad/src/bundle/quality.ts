@@ -1,3 +1,4 @@
+import { elementCount } from "@quad-lora/onnx";
 import type { BundleQuality, Pipeline } from "@quad-lora/runtime";
 import { ScoreKeeper } from "../profile/scores.ts";
 import { thin } from "../profile/sensitivity.ts";
@@ -36,7 +37,7 @@ async function predictRows(
   batch: number,
 ): Promise<Float32Array> {
   const rows = output.dims[0];
-  const rowSize = output.dims.slice(1).reduce((product, size) => product * size, 1);
+  const rowSize = elementCount(output.dims.slice(1));
   const result = new Float32Array(rows * rowSize);
   for (let start = 0; start < rows; start += batch) {
     const indices = Array.from({ length: batch }, (_, index) => (start + index) % rows);

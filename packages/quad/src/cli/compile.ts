@@ -4,8 +4,8 @@ import { Command, Option } from "commander";
 import { compileBundle } from "../compile/compile-bundle.ts";
 import { readProfile } from "../records/profile.ts";
 import { parseCount } from "./arguments.ts";
-import { interruptSignal } from "./interrupt.ts";
-import { printAdapters } from "./show.ts";
+import { stageOptions } from "./interrupt.ts";
+import { printAdapters } from "./tables.ts";
 import type { Terminal } from "./terminal.ts";
 
 interface Options {
@@ -44,10 +44,9 @@ export function compileCommand(terminal: () => Terminal): Command {
         out: options.out,
         target: options.target ?? (await readProfile(options.profile)).placement,
         ...(options.rank ? { rank: options.rank } : {}),
-        ...(options.adapters ? { adapters: options.adapters } : {}),
+        adapters: options.adapters ? [options.adapters] : [],
         trajectories: names.map((name) => join(calibration!, name)),
-        signal: interruptSignal(),
-        onProgress: (stage, done, total) => out.progress(stage, done, total),
+        ...stageOptions(out),
       });
       out.endProgress();
       if (result.lost.length > 0) {

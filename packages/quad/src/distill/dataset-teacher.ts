@@ -2,7 +2,6 @@ import { join } from "node:path";
 import { InputError } from "@quad-lora/base";
 import { alphaSigma, createScheduler, SeededRandom, type TensorData } from "@quad-lora/runtime";
 import { z } from "zod";
-import type { CalibrateOptions } from "../calibrate/calibrate.ts";
 import { ExposedModel } from "../exposed/exposed-model.ts";
 import { readRecord } from "../files/json.ts";
 import { readScheduler } from "../model/model-folder.ts";
@@ -11,6 +10,7 @@ import { type ModelCall, writeTrajectory } from "../records/trajectory.ts";
 import type { DistillSettings } from "../settings/distill.ts";
 import { readTrainingFolder } from "../train/dataset.ts";
 import { encodeDataset } from "../train/encode-dataset.ts";
+import type { StageOptions } from "../work/progress.ts";
 
 /**
  * Stage: exposed folder and a folder of training pictures -> trajectory of the teacher's answers on them: every picture's
@@ -26,7 +26,7 @@ export async function recordDataset(
   dataset: string,
   file: string,
   settings: Pick<DistillSettings, "pictures" | "seed">,
-  options: CalibrateOptions = {},
+  { signal, onProgress }: StageOptions = {},
 ): Promise<void> {
   const { component } = await ExposedModel.open(exposed);
   const { examples } = await readTrainingFolder(dataset);
@@ -38,8 +38,9 @@ export async function recordDataset(
     const chosen = examples.slice(0, settings.pictures);
     const encoded = await encodeDataset(model, chosen, {
       ...{ channels, size: pipeline.defaultSize, flip: false },
-      signal: options.signal,
-      onProgress: (done, total) => options.onProgress?.(`encoding ${task}`, done, total),
+      stage: `encoding ${task}`,
+      signal,
+      onProgress,
     });
     const { guidance = 7.5, steps = 20 } = pipeline.task(task);
     const { scheduler, schedulerFile } = await readScheduler(exposed);
@@ -52,7 +53,7 @@ export async function recordDataset(
     const calls: ModelCall[] = [];
     for (const [caseIndex, { latents, conditioning, caption }] of encoded.examples.entries()) {
       for (const [step, time] of timesteps.entries()) {
-        options.signal?.throwIfAborted();
+        signal?.throwIfAborted();
         const { alpha, sigma } = levels(time);
         const row = new Float32Array(latents.length + conditioning.length);
         for (let i = 0; i < latents.length; i++) row[i] = alpha * latents[i] + sigma * random.normal();
@@ -72,7 +73,7 @@ export async function recordDataset(
         const [output] = Object.values(await pipeline.runComponent(component, call));
         calls.push({ caseIndex, step, steps: timesteps.length, inputs: call, output });
       }
-      options.onProgress?.(`recording ${task}`, caseIndex + 1, encoded.examples.length);
+      onProgress?.(`recording ${task}`, caseIndex + 1, encoded.examples.length);
     }
     const results = encoded.examples.map(({ latents }) => ({ guidance, latents }));
     await writeTrajectory(file, { task, calls, results });

@@ -1,4 +1,5 @@
 import { InputError } from "@quad-lora/base";
+import { elementCount } from "@quad-lora/onnx";
 import {
   alphaSigma,
   parseSchedulerConfig,
@@ -6,6 +7,8 @@ import {
   type TensorData,
   targetWeights,
 } from "@quad-lora/runtime";
+import { shapeOf } from "../calibrate/calibrate.ts";
+import type { Profile } from "../records/profile.ts";
 import type { ModelCall, Trajectory } from "../records/trajectory.ts";
 import type { BatchSource } from "../train/training-loop.ts";
 import { distillNames, type StudentGraph } from "./student-graph.ts";
@@ -47,6 +50,27 @@ export function rowsPerCall({ task, calls }: Trajectory): number {
     what: "the teacher's calls have different numbers of rows",
     where: `task "${task}"`,
     fix: "Draw all of a task's pictures with guidance, or none.",
+  });
+}
+
+/**
+ * @param what - what is wrong with calls of another size
+ * @param file - for the message
+ * @throws InputError where recorded calls have another size than a profile is for
+ */
+export function refuseOtherSize(
+  { shape: { height, width, tokens } }: Profile,
+  trajectories: readonly Trajectory[],
+  what: string,
+  file: string,
+): void {
+  const recorded = shapeOf(trajectories);
+  if (recorded.height === height && recorded.width === width && recorded.tokens === tokens) return;
+  throw new InputError({
+    what,
+    file,
+    expected: `latents ${height} x ${width}, ${tokens} tokens`,
+    got: `latents ${recorded.height} x ${recorded.width}, ${recorded.tokens} tokens`,
   });
 }
 
@@ -165,7 +189,7 @@ function batchFiller({ call, guidance }: Example, { calls, timestep, batchInputs
   const perRow = timestep.dims.length === 1 && timestep.dims[0] === calls * rows;
   const joined =
     (dims: readonly number[], pick: (example: Example) => Float32Array) => (examples: readonly Example[]) => {
-      const size = dims.reduce((a, b) => a * b, 1);
+      const size = elementCount(dims);
       const data = new Float32Array(calls * size);
       examples.forEach((example, index) => {
         data.set(pick(example), index * size);

@@ -3,24 +3,25 @@ import { mkdir, rename, rm } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { InputError } from "@quad-lora/base";
 import { checkModel, type Model, saveModel } from "@quad-lora/onnx";
-import { type SlotsFile, type Task, tasksFileSchema } from "@quad-lora/runtime";
+import type { SlotsFile } from "@quad-lora/runtime";
 import { importAdapter } from "../adapters/import.ts";
 import type { AdaptableModule, AdapterComponent, AdapterReport, ImportedAdapter } from "../adapters/types.ts";
 import { bindAdapter } from "../factors/bind-adapter.ts";
 import { factorMetadata, factorPath } from "../factors/factor-file.ts";
-import { writeFileAtomically } from "../files/atomic.ts";
-import { readRecord, writeRecord } from "../files/json.ts";
+import { writeRecord } from "../files/json.ts";
 import { refuseForeignFolder } from "../files/overwrite.ts";
 import { writeSafetensors } from "../files/safetensors.ts";
 import { findLayers, type Layer, type SkippedNode, unnamed } from "../layers/find-layers.ts";
 import { keepModuleNames } from "../layers/module-names.ts";
 import { componentFile } from "../model/graph-files.ts";
 import { loadComponent, type ModelFolder, openModelFolder } from "../model/model-folder.ts";
+import { keepTasks } from "../tasks/keep-tasks.ts";
+import type { StageOptions } from "../work/progress.ts";
 import { copyOtherFiles, scatteredGraphs } from "./copy-files.ts";
 import { exposeGraph, type SlotRank } from "./expose-graph.ts";
 
 /** What {@link expose} writes, and which layers it opens. */
-export interface ExposeOptions {
+export interface ExposeOptions extends StageOptions {
   /** Folder to create. */
   out: string;
   /** Adapter files or PEFT folders by task name. */
@@ -31,8 +32,6 @@ export interface ExposeOptions {
    * "used" means all.
    */
   slots?: "used" | "all" | RegExp;
-  onProgress?: (event: { stage: string; done: number; total: number }) => void;
-  signal?: AbortSignal;
 }
 
 /** What an inspected or exposed component looks like. */
@@ -114,7 +113,7 @@ export async function expose(modelPath: string, options: ExposeOptions): Promise
   refuseLargeRanks(adapters, rank);
   const exposed: SlotsFile["components"] = {};
   for (const { component, layers } of components) {
-    const chosen = chooseLayers(component, layers, adapters, options.slots ?? "used", component === folder.denoiser);
+    const chosen = layersToOpen(component, layers, adapters, options.slots ?? "used", component === folder.denoiser);
     if (chosen.length === 0) continue;
     keepModuleNames(layers);
     exposed[component] = exposeGraph(models.get(component)!, component, chosen, rank);
@@ -136,7 +135,7 @@ export async function expose(modelPath: string, options: ExposeOptions): Promise
     for (const [component, model] of written) {
       await saveModel(model, componentFile(temporary, component), {
         signal: options.signal,
-        onProgress: (done, total) => options.onProgress?.({ stage: `writing ${component}`, done, total }),
+        onProgress: (done, total) => options.onProgress?.(`writing ${component}`, done, total),
       });
     }
     for (const adapter of adapters) {
@@ -179,7 +178,7 @@ function refuseLargeRanks(adapters: readonly ImportedAdapter[], rank: SlotRank):
   }
 }
 
-function chooseLayers(
+function layersToOpen(
   component: AdapterComponent,
   layers: readonly Layer[],
   adapters: readonly ImportedAdapter[],
@@ -196,17 +195,4 @@ function chooseLayers(
     return isDenoiser || used.size > 0 ? [...layers] : [];
   if (which === "used") return layers.filter(({ name }) => used.has(name));
   return layers.filter(({ name }) => used.has(name) || which.test(`${component}.${name}`));
-}
-
-/** Leaves out the tasks whose adapters were not given: asking for one would fail. */
-async function keepTasks(folder: string, adapters: readonly string[]): Promise<void> {
-  const path = join(folder, "tasks.json");
-  if (!existsSync(path)) return;
-  const file = await readRecord(path, tasksFileSchema);
-  const needed = (name: string, { adapter = name }: Task) =>
-    adapter === null ? [] : typeof adapter === "string" ? [adapter] : Object.keys(adapter);
-  const tasks = Object.entries(file.tasks).filter(([name, task]) =>
-    needed(name, task).every((adapter) => adapter === "base" || adapters.includes(adapter)),
-  );
-  await writeFileAtomically(path, `${JSON.stringify({ ...file, tasks: Object.fromEntries(tasks) }, null, 2)}\n`);
 }

@@ -8,13 +8,14 @@ import { readTrajectory, type Trajectory } from "../records/trajectory.ts";
 import type { Policy } from "../settings/policy.ts";
 import type { SimulatedPipeline } from "../simulate/simulated-pipeline.ts";
 import type { Placement } from "../simulate/simulation-graph.ts";
+import type { StageOptions } from "../work/progress.ts";
 import { widthsOf } from "./activation-encodings.ts";
 import { Bench, type Candidate, ownProfile, sharedProfile } from "./bench.ts";
 import type { Scores } from "./scores.ts";
 import { allocateFloor, allocateShare, layerSensitivity, thin } from "./sensitivity.ts";
 
 /** What {@link buildProfile} reads, writes and measures on. */
-export interface ProfileOptions {
+export interface ProfileOptions extends StageOptions {
   exposed: string;
   /** Trajectory files of all tasks that share the profile, the base among them if it is to be used. */
   trajectories: readonly string[];
@@ -26,8 +27,6 @@ export interface ProfileOptions {
   scoreCalls?: number;
   /** Calls per layer that the sensitivity of layers is taken over. */
   sensitivityCalls?: number;
-  signal?: AbortSignal;
-  onProgress?: (stage: string, done: number, total: number) => void;
 }
 
 /**

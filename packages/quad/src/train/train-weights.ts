@@ -2,17 +2,12 @@ import { existsSync } from "node:fs";
 import { cp, mkdir, readdir, rename, rm } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { InputError } from "@quad-lora/base";
-import { type PackedParameter, saveModel, Tensor } from "@quad-lora/onnx";
+import { elementCount, type PackedParameter, saveModel, Tensor } from "@quad-lora/onnx";
 import { componentFile } from "../model/graph-files.ts";
 import { loadComponent, type ModelFolder } from "../model/model-folder.ts";
-import {
-  type CompleteOptions,
-  runDefaults,
-  runTraining,
-  type TrainOptions,
-  type TrainResult,
-  withoutUndefined,
-} from "./training-run.ts";
+import { withoutUndefined } from "../settings/without-undefined.ts";
+import { type CompleteOptions, runDefaults, type TrainOptions } from "./options.ts";
+import { runTraining, type TrainResult } from "./training-run.ts";
 import { buildWeightsGraph, findWeights, freshWeights, weightsOf } from "./weights-graph.ts";
 
 /** Options of {@link trainWeights}; `out` is a folder. */
@@ -61,7 +56,7 @@ async function writeTrainedFolder(
   const model = loadComponent(folder, "unet");
   const values = model.graph.valuesByName();
   for (const { name, offset, dims } of layout) {
-    const end = offset + dims.reduce((a, b) => a * b, 1);
+    const end = offset + elementCount(dims);
     values.get(name)!.initializer = Tensor.float32(dims, parameters.subarray(offset, end));
   }
   const temporary = join(dirname(out), `.quad-${basename(out)}-${process.pid}.tmp`);

@@ -1,0 +1,73 @@
+import type { AdapterRecord, BundleQuality } from "@quad-lora/runtime";
+import type { Profile } from "../records/profile.ts";
+import { formatBytes } from "../report/format.ts";
+import { formatTable, type Terminal } from "./terminal.ts";
+
+/** The table that the anchor was chosen from, and the choice. */
+export function printProfile(out: Terminal, profile: Profile): void {
+  const number = (value: number | undefined) => (value === undefined ? "" : value.toFixed(1));
+  out.print(
+    formatTable([
+      ["task", "QSS (own profile)", "SQNR own dB", "on anchor's dB", "on merged dB"],
+      ...Object.entries(profile.scores).map(([task, { qss, sqnr }]) => [
+        task === profile.strategy.anchor ? `${task} (anchor)` : task,
+        qss.toExponential(2),
+        number(sqnr),
+        number(profile.shared.anchor?.[task]?.sqnr),
+        number(profile.shared.unified?.[task]?.sqnr),
+      ]),
+    ]),
+  );
+  out.print(`\nProfile: ${profile.strategy.kind}; ${profile.strategy.reason}.`);
+  const worst = (kind: string) => Math.min(...Object.values(profile.shared[kind] ?? {}).map(({ sqnr }) => sqnr));
+  const other = profile.strategy.kind === "anchor" ? "unified" : "anchor";
+  const gain = worst(other) - worst(profile.strategy.kind);
+  if (gain > 1) {
+    out.print(
+      `Without distillation the ${other} profile would serve the worst task ${gain.toFixed(1)} dB better: policy.strategy "${other}".`,
+    );
+  }
+  printTuned(out, profile);
+}
+
+/** What training the 8-bit ranges gained, where it was done. */
+export function printTuned(out: Terminal, { tuned }: Profile): void {
+  if (!tuned) return;
+  const { steps, bestStep, tasks } = tuned;
+  out.print(
+    `\n8-bit ranges trained for ${steps} steps; ${bestStep > 0 ? `best at step ${bestStep}` : "none did better than calibration's"}:`,
+  );
+  out.print(
+    formatTable([
+      ["task", "before dB", "after dB"],
+      ...Object.entries(tasks).map(([task, { sqnrBefore, sqnrAfter }]) => [
+        task,
+        sqnrBefore.toFixed(1),
+        sqnrAfter.toFixed(1),
+      ]),
+    ]),
+  );
+}
+
+/** How well the adapters of a bundle fit. */
+export function printAdapters(out: Terminal, adapters: readonly AdapterRecord[], base?: BundleQuality): void {
+  const decibels = (value: number | null) => (value === null ? "exact" : value.toFixed(1));
+  const measured = (quality: BundleQuality | undefined) =>
+    quality ? [quality.qss.toExponential(2), decibels(quality.sqnr)] : ["not measured", ""];
+  out.print(
+    formatTable([
+      ["adapter", "rank", "size", "QSS", "SQNR dB", "factors dB", "error", "before alignment", "clipped"],
+      ...(base ? [["base", "", "", ...measured(base), "", "", "", ""]] : []),
+      ...adapters.map(({ name, rank, files, fit }) => [
+        name,
+        rank,
+        formatBytes(files[`${name}.safetensors`]?.bytes ?? 0),
+        ...measured(fit.measured),
+        decibels(fit.productSqnr),
+        fit.alignmentError.toFixed(4),
+        fit.errorBeforeAlignment.toFixed(4),
+        `${(100 * fit.clipped).toFixed(2)} %`,
+      ]),
+    ]),
+  );
+}
