@@ -452,6 +452,25 @@ describe("building again", () => {
     for (const [path, state] of Object.entries(first)) expect(withAdded[path]).toBe(state);
   });
 
+  test("with another profile, what was added is set aside and told; what is not the bundle's own is not overwritten", async () => {
+    const copy = copyOfBundle();
+    await addToBundle({ bundle: copy, adapter: join(folder, "flat.safetensors"), name: "other" });
+    const added = Object.entries(snapshot(copy)).filter(([path]) => path.startsWith("adapters/other."));
+    // The same profile in other bytes.
+    const other = join(folder, "spaced-profile.json");
+    writeFileSync(other, JSON.stringify(json(profile), null, 4));
+    const options = { exposed, profile: other, out: copy, target: "cpu" as const };
+    const notes = join(copy, "notes.txt");
+    writeFileSync(notes, "mine");
+    await expect(compileBundle(options)).rejects.toThrow(/would be lost .*got notes\.txt/);
+    rmSync(notes);
+    expect((await compileBundle(options)).lost).toContain("other");
+    expect(existsSync(join(copy, "adapters/other.json"))).toBe(false);
+    const aside = snapshot(`${copy}.set-aside`);
+    for (const [path, hash] of added)
+      expect(Object.entries(aside)).toContainEqual([expect.stringContaining(path), hash]);
+  });
+
   test("another graph's profile, another target and foreign folders are refused before anything is written", async () => {
     const out = join(folder, "elsewhere");
     const other = join(folder, "other-profile.json");

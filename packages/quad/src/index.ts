@@ -83,7 +83,7 @@ export { writeReport } from "./report/report.ts";
 export { type BuildConfig, type BuildConfigInput, defineConfig, loadConfig } from "./settings/config.ts";
 export type { Policy, PolicyInput } from "./settings/policy.ts";
 export type { Placement } from "./simulate/simulation-graph.ts";
-export { type BuildResult, build } from "./stages/build.ts";
+export { type BuildResult, build, planOfBuild } from "./stages/build.ts";
 export {
   type DistillBundleOptions,
   type DistillBundleResult,
@@ -94,5 +94,6 @@ export {
 export type { BuildOptions } from "./stages/run.ts";
 export * from "./train/index.ts";
 export * from "./tune/index.ts";
+export type { PlanState } from "./work/plan-state.ts";
 export type { Progress, StageOptions } from "./work/progress.ts";
 export type { StageResult } from "./work/stage.ts";

@@ -74,7 +74,8 @@ export async function addToBundle(options: AddOptions): Promise<AdapterRecord> {
     encoded.record.fit.measured = await measureEncoded(frozen, name, encoded, trajectory, { signal });
   }
   signal?.throwIfAborted();
-  return writeEncoded(frozen, encoded);
+  const [record] = await writeEncoded(frozen, [encoded], () => refuseTakenName(options));
+  return record;
 }
 
 /** The factors tuned to the bundle's profile. */

@@ -1,9 +1,9 @@
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdirSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { temporaryFolder as scratch } from "../../../../test/helpers/models.ts";
-import { readManifest, readRecords, recordFiles, replaceFolder, temporaryFolder } from "./bundle-folder.ts";
+import { readManifest, readRecords, recordFiles } from "./bundle-folder.ts";
 
 const folder = scratch();
 
@@ -31,19 +31,5 @@ describe("a bundle's folder", () => {
       expect(files[path]).toEqual({ sha256, bytes: text.length });
     }
     await expect(recordFiles(bundle, AbortSignal.abort(new Error("stopped")))).rejects.toThrow("stopped");
-  });
-
-  test("takes the place of the one before as a whole, and leaves nothing else behind", async () => {
-    const out = join(folder, "place", "bundle");
-    for (const text of ["first", "second"]) {
-      const finished = temporaryFolder(out);
-      expect(dirname(finished)).toBe(dirname(out));
-      write(join(finished, `${text}.txt`), text);
-      await replaceFolder(finished, out);
-      expect(existsSync(finished)).toBe(false);
-      expect(readdirSync(out)).toEqual([`${text}.txt`]);
-    }
-    expect(readFileSync(join(out, "second.txt"), "utf8")).toBe("second");
-    expect(readdirSync(dirname(out))).toEqual(["bundle"]);
   });
 });

@@ -1,8 +1,8 @@
 import { Command } from "commander";
 import { loadConfig } from "../settings/config.ts";
-import { build } from "../stages/build.ts";
+import { build, planOfBuild } from "../stages/build.ts";
 import { stageOptions } from "./interrupt.ts";
-import { printAdapters, printProfile } from "./tables.ts";
+import { printAdapters, printPlan, printProfile } from "./tables.ts";
 import { formatDuration, type Terminal } from "./terminal.ts";
 
 export function buildCommand(terminal: () => Terminal): Command {
@@ -12,10 +12,12 @@ export function buildCommand(terminal: () => Terminal): Command {
       "Runs the stages expose, record, observe, profile, tune (where it is on), distill and compile over a configuration\n(quad.config.json or .ts). Stages whose inputs have not changed are skipped; an interrupted build continues where it stopped.",
     )
     .argument("<config>", "quad.config.json or quad.config.ts")
+    .option("--plan", "only say which steps are done, and which a build would do")
     .addHelpText("after", "\nExample:\n  quad build models/pocket/quad.config.json\n  quad show bundle")
-    .action(async (path: string) => {
+    .action(async (path: string, options: { plan?: boolean }) => {
       const out = terminal();
       const config = await loadConfig(path);
+      if (options.plan) return printPlan(out, await planOfBuild(config));
       const started = performance.now();
       const { profile, adapters, base, stages } = await build(config, {
         ...stageOptions(out),

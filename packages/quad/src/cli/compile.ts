@@ -1,6 +1,7 @@
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { Command, Option } from "commander";
+import { setAsideFolder } from "../bundle/added-adapters.ts";
 import { compileBundle } from "../compile/compile-bundle.ts";
 import { readProfile } from "../records/profile.ts";
 import { parseCount } from "./arguments.ts";
@@ -50,7 +51,9 @@ export function compileCommand(terminal: () => Terminal): Command {
       });
       out.endProgress();
       if (result.lost.length > 0) {
-        out.warn(`${result.lost.join(", ")} had been added for the graph or profile before: run quad add again`);
+        out.warn(
+          `${result.lost.join(", ")} had been added for the graph or profile before: run quad add again (their files are in ${setAsideFolder(options.out)})`,
+        );
       }
       out.result(result);
       printAdapters(out, result.adapters, result.manifest.base);

@@ -60,6 +60,7 @@ export function exposeCommand(terminal: () => Terminal): Command {
       );
       out.result({
         out: result.out,
+        replaced: result.replaced,
         rank: result.slots.rank,
         slots,
         adapters: Object.fromEntries(
@@ -75,6 +76,8 @@ export function exposeCommand(terminal: () => Terminal): Command {
         const rows = result.adapters.map(({ name, format, rank, layers }) => [name, format, rank, layers]);
         out.print(`\n${formatTable([["adapter", "format", "rank", "layers"], ...rows])}`);
       }
-      out.print(`\nWrote ${result.out}`);
+      const before =
+        result.replaced && ` in place of the exposed folder with ${result.replaced.join(", ") || "no adapters"}`;
+      out.print(`\nWrote ${result.out}${before ?? ""}`);
     });
 }

@@ -1,6 +1,7 @@
 import type { AdapterRecord, BundleQuality } from "@quad-lora/runtime";
 import type { Profile } from "../records/profile.ts";
 import { formatBytes } from "../report/format.ts";
+import type { PlanState } from "../work/plan-state.ts";
 import { formatTable, type Terminal } from "./terminal.ts";
 
 /** The table that the anchor was chosen from, and the choice. */
@@ -70,4 +71,11 @@ export function printAdapters(out: Terminal, adapters: readonly AdapterRecord[],
       ]),
     ]),
   );
+}
+
+/** The steps of a plan, and how far it is. */
+export function printPlan(out: Terminal, { steps, open }: PlanState): void {
+  out.result({ steps, open });
+  for (const { label, done } of steps) out.print(`${done ? "done " : "to do"}  ${label}`);
+  for (const { after, what } of open) out.print(`open   ${what} (known after ${after})`);
 }

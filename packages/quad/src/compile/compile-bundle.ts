@@ -1,5 +1,4 @@
-import { existsSync } from "node:fs";
-import { cp, mkdir, rm } from "node:fs/promises";
+import { cp } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { InputError } from "@quad-lora/base";
 import {
@@ -20,14 +19,8 @@ import {
   type SlotsFile,
 } from "@quad-lora/runtime";
 import { type AdapterSource, loadAdapters } from "../bundle/adapter-sources.ts";
-import {
-  bundleFiles,
-  readManifest,
-  readRecords,
-  recordFiles,
-  replaceFolder,
-  temporaryFolder,
-} from "../bundle/bundle-folder.ts";
+import { keepAddedAdapters } from "../bundle/added-adapters.ts";
+import { bundleFiles, recordFiles, refuseForeignBundle } from "../bundle/bundle-folder.ts";
 import { copyRest } from "../bundle/copied-files.ts";
 import { type EncodingFrame, encodeForBundle } from "../bundle/encode-adapter.ts";
 import { measureQuality } from "../bundle/quality.ts";
@@ -36,7 +29,7 @@ import { ExposedModel } from "../exposed/exposed-model.ts";
 import { writeFileAtomically } from "../files/atomic.ts";
 import { hashFile } from "../files/hash.ts";
 import { writeRecord } from "../files/json.ts";
-import { refuseForeignFolder } from "../files/overwrite.ts";
+import { replaceFolder } from "../files/replace-folder.ts";
 import { componentFile, graphIdentity } from "../model/graph-files.ts";
 import { openFolder } from "../model/open-folder.ts";
 import { aimetEncodings } from "../profile/export-encodings.ts";
@@ -72,7 +65,7 @@ export interface CompileResult {
   out: string;
   manifest: BundleManifest;
   adapters: AdapterRecord[];
-  /** Adapters that had been added to the bundle that was replaced, and were encoded for its graph and profile. */
+  /** Adapters that had been added to the bundle that was replaced, and were encoded for its graph and profile: set aside, see `setAsideFolder`. */
   lost: string[];
 }
 
@@ -83,16 +76,14 @@ export interface CompileResult {
  */
 export async function compileBundle(options: CompileOptions): Promise<CompileResult> {
   const out = resolve(options.out);
-  await refuseForeignFolder(out, bundleFiles.manifest, "exists and is not a bundle");
+  await refuseForeignBundle(out);
   const profile = await readProfile(options.profile);
   const exposed = await ExposedModel.open(resolve(options.exposed));
   await refuseForeignProfile(profile, options, exposed);
   const rank = rankOf(options, profile, exposed.slotsFile);
 
-  const temporary = temporaryFolder(out);
-  await rm(temporary, { recursive: true, force: true });
-  await mkdir(temporary, { recursive: true });
-  try {
+  const lost: string[] = [];
+  const write = async (temporary: string) => {
     const slots = await writeGraph(temporary, exposed, profile, rank, options);
     const adapters = await loadAdapters(exposed.folder, options.adapters);
     await keepTasks(temporary, [...adapters.keys()]);
@@ -114,13 +105,12 @@ export async function compileBundle(options: CompileOptions): Promise<CompileRes
       files: await recordFiles(temporary, options.signal),
     };
     await writeRecord(join(temporary, bundleFiles.manifest), manifest);
-    const lost = await keepAddedAdapters(out, temporary, manifest);
     options.signal?.throwIfAborted();
-    await replaceFolder(temporary, out);
     return { out: options.out, manifest, adapters: records, lost };
-  } finally {
-    await rm(temporary, { recursive: true, force: true });
-  }
+  };
+  return replaceFolder(out, write, async (temporary, { manifest }) => {
+    lost.push(...(await keepAddedAdapters(out, temporary, manifest)));
+  });
 }
 
 /** Writes everything but the adapters and what is said about them: graphs, slots, profile, encodings. Returns the slots. */
@@ -278,21 +268,4 @@ async function writeRecords(
     const file = join(folder, bundleFiles.adapters, `${record.name}.json`);
     await writeFileAtomically(file, await adapterRecordText(record));
   }
-}
-
-/** Adapters that were added to the bundle at `out` stay if graph and profile are the same. Returns those that do not. */
-async function keepAddedAdapters(out: string, target: string, manifest: BundleManifest): Promise<string[]> {
-  if (!existsSync(out)) return [];
-  const current = new Set((await readRecords(target)).map(({ name }) => name));
-  const before = await readManifest(out).catch(() => undefined);
-  const added = (await readRecords(out).catch(() => [])).filter(({ name }) => !current.has(name));
-  const isSame = before?.graph === manifest.graph && before.profile === manifest.profile;
-  if (!isSame) return added.map(({ name }) => name);
-  for (const { name, files } of added) {
-    for (const file of [...Object.keys(files), `${name}.json`]) {
-      const path = join(bundleFiles.adapters, file);
-      if (existsSync(join(out, path))) await cp(join(out, path), join(target, path));
-    }
-  }
-  return [];
 }

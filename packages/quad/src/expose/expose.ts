@@ -1,6 +1,6 @@
 import { existsSync } from "node:fs";
-import { mkdir, rename, rm } from "node:fs/promises";
-import { basename, dirname, join, resolve } from "node:path";
+import { readdir } from "node:fs/promises";
+import { basename, join, resolve } from "node:path";
 import { InputError } from "@quad-lora/base";
 import { checkModel, type Model, saveModel } from "@quad-lora/onnx";
 import type { SlotsFile } from "@quad-lora/runtime";
@@ -10,6 +10,7 @@ import { bindAdapter } from "../factors/bind-adapter.ts";
 import { factorMetadata, factorPath } from "../factors/factor-file.ts";
 import { writeRecord } from "../files/json.ts";
 import { refuseForeignFolder } from "../files/overwrite.ts";
+import { replaceFolder } from "../files/replace-folder.ts";
 import { writeSafetensors } from "../files/safetensors.ts";
 import { findLayers, type Layer, type SkippedNode, unnamed } from "../layers/find-layers.ts";
 import { keepModuleNames } from "../layers/module-names.ts";
@@ -45,6 +46,8 @@ export interface ComponentSummary {
 /** What {@link expose} wrote: the folder, its slots, and what became of each adapter. */
 export interface ExposeResult {
   out: string;
+  /** Adapters of the exposed folder that was there before; null where there was none. */
+  replaced: string[] | null;
   slots: SlotsFile;
   adapters: { name: string; format: string; rank: number; layers: number; report: AdapterReport }[];
 }
@@ -99,8 +102,8 @@ export function resolveAdapter(path: string, modelFolder: string): string {
  */
 export async function expose(modelPath: string, options: ExposeOptions): Promise<ExposeResult> {
   const out = resolve(options.out);
-  await refuseForeignFolder(out, "slots.json", "exists and was not written by quad expose");
   const folder = await openModelFolder(modelPath);
+  const replaced = await replacedAdapters(out, folder);
   if (existsSync(join(folder.path, "slots.json"))) {
     throw new InputError({
       what: "the model has adapter inputs already",
@@ -123,9 +126,7 @@ export async function expose(modelPath: string, options: ExposeOptions): Promise
     throw new InputError({ what: "no layer matches the chosen slots", file: modelPath, fix: "Check --slots." });
   }
   const slots: SlotsFile = { format: "quad-slots", version: 1, rank, components: exposed };
-  const temporary = join(dirname(out), `.quad-${basename(out)}-${process.pid}.tmp`);
-  try {
-    await mkdir(temporary, { recursive: true });
+  await replaceFolder(out, async (temporary) => {
     const written = new Map<string, Model>([
       ...Object.keys(exposed).map((component) => [component, models.get(component as AdapterComponent)!] as const),
       ...scatteredGraphs(folder, Object.keys(exposed)),
@@ -146,14 +147,11 @@ export async function expose(modelPath: string, options: ExposeOptions): Promise
     }
     await writeRecord(join(temporary, "slots.json"), slots);
     options.signal?.throwIfAborted();
-    await rm(out, { recursive: true, force: true });
-    await rename(temporary, out);
-  } finally {
-    await rm(temporary, { recursive: true, force: true });
-  }
+  });
   return {
     out: options.out,
     slots,
+    replaced,
     adapters: adapters.map(({ name, format, layers, report }) => ({
       name,
       format,
@@ -162,6 +160,24 @@ export async function expose(modelPath: string, options: ExposeOptions): Promise
       report,
     })),
   };
+}
+
+/**
+ * The adapters of the exposed folder that will be replaced; null where there is none.
+ * @throws InputError if `out` is something else, or holds something besides
+ */
+async function replacedAdapters(out: string, { entries }: ModelFolder): Promise<string[] | null> {
+  const own = new Set([...entries, "slots.json", "adapters"]);
+  await refuseForeignFolder(out, {
+    mark: "slots.json",
+    otherwise: "exists and was not written by quad expose",
+    other: { mark: "manifest.json", what: "is a bundle, and not a folder that quad expose wrote" },
+    isOwn: (entry) => own.has(entry),
+  });
+  if (!existsSync(join(out, "slots.json"))) return null;
+  const suffix = ".safetensors";
+  const files = (await readdir(join(out, "adapters")).catch(() => [])).filter((name) => name.endsWith(suffix));
+  return files.map((name) => name.slice(0, -suffix.length)).sort();
 }
 
 function refuseLargeRanks(adapters: readonly ImportedAdapter[], rank: SlotRank): void {

@@ -48,5 +48,10 @@ export async function readText(path: string, madeBy?: string, fix?: string): Pro
 
 /** Writes a value as JSON, atomically. */
 export async function writeRecord(path: string, value: unknown): Promise<void> {
-  await writeFileAtomically(path, `${JSON.stringify(value, null, 1)}\n`);
+  await writeFileAtomically(path, recordText(value));
+}
+
+/** A value as {@link writeRecord} writes it. */
+export function recordText(value: unknown): string {
+  return `${JSON.stringify(value, null, 1)}\n`;
 }

@@ -10,6 +10,9 @@ const pattern = /\.([0-9a-f]{8})-(\d+)-([0-9a-f]{8})\.[0-9a-z]+\.tmp$/;
 const longestRest = 7 * 24 * 3_600_000;
 let count = 0;
 
+/** What ends the name of a folder that another is taking the place of: it may be the only whole one. */
+export const replacedSuffix = ".replaced";
+
 /**
  * A name for a file or folder that is not finished, used once: it starts with a dot and says which process of which machine
  * it belongs to, so that others neither write to it nor take it for a leftover.
@@ -45,7 +48,9 @@ function isAlive(pid: number): boolean {
 /** Removes what killed processes left unfinished in a folder. @param of - only what was to get this name */
 export async function removeAbandoned(folder: string, of?: string): Promise<void> {
   for (const name of await readdir(folder).catch(() => [])) {
-    if (!pattern.test(name) || (of !== undefined && name.replace(pattern, "") !== `.${of}`)) continue;
+    if (!pattern.test(name)) continue;
+    const own = name.replace(pattern, "");
+    if (of === undefined ? own.endsWith(replacedSuffix) : own !== `.${of}`) continue;
     const info = await stat(join(folder, name)).catch(() => undefined);
     if (info && isAbandoned(name, info.mtimeMs)) await rm(join(folder, name), { recursive: true, force: true });
   }

@@ -6,6 +6,7 @@ import { type Profile, readProfile } from "../records/profile.ts";
 import type { BuildConfig } from "../settings/config.ts";
 import { HashCache } from "../work/hash-tree.ts";
 import { Plan } from "../work/plan.ts";
+import { type PlanState, planState } from "../work/plan-state.ts";
 import { Results } from "../work/results.ts";
 import type { StageResult } from "../work/stage.ts";
 import { observationsFile, trajectoryFile } from "./calibrate.ts";
@@ -40,6 +41,15 @@ export async function build(config: BuildConfig, options: BuildOptions = {}): Pr
       return { out: config.out, profile, adapters: await readRecords(config.out), base, stages };
     },
   );
+}
+
+/** What {@link build} would do: its steps, and which of them are done. Writes nothing but hashes of files that it read. */
+export async function planOfBuild(config: BuildConfig): Promise<PlanState> {
+  const hashes = await HashCache.open(join(config.work!, "hashes.json"));
+  const plan = await planBuild(config, hashes);
+  const state = await planState(plan, new Results(config.work!));
+  await hashes.save();
+  return state;
 }
 
 /** The stage expose of a configuration, or its result where that is there. */

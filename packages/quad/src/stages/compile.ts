@@ -1,3 +1,4 @@
+import { setAsideFolder } from "../bundle/added-adapters.ts";
 import { isBundleAsWritten, noteBundle } from "../bundle/bundle-state.ts";
 import { compileBundle } from "../compile/compile-bundle.ts";
 import type { BuildConfig } from "../settings/config.ts";
@@ -22,7 +23,7 @@ export const compileStage: Stage<{
     const { lost, adapters } = await compileBundle({ ...input, signal, onProgress });
     if (lost.length > 0) {
       onWarning?.(
-        `${input.out}: the graph or the profile changed, and ${lost.join(", ")} had been added for the old one: run quad add again`,
+        `${input.out}: the graph or the profile changed, and ${lost.join(", ")} had been added for the old one: run quad add again (their files are in ${setAsideFolder(input.out)})`,
       );
     }
     await noteBundle(

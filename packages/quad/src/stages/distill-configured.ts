@@ -106,8 +106,7 @@ export async function distillBundle(options: DistillBundleOptions): Promise<Dist
     encoded.push(await encodeDistilled(frozen, known.get(name)!, join(out, `${name}.safetensors`), options, exposed));
   }
   signal?.throwIfAborted();
-  const records: AdapterRecord[] = [];
-  for (const files of encoded) records.push(await writeEncoded(frozen, files));
+  const records = await writeEncoded(frozen, encoded);
   await rm(work, { recursive: true, force: true });
   return { distilled, records };
 }

@@ -7,6 +7,7 @@ import type { Executor } from "./executors/executor.ts";
 import { inProcess } from "./executors/in-process.ts";
 import { HashCache } from "./hash-tree.ts";
 import { fileReference, Plan } from "./plan.ts";
+import { planState } from "./plan-state.ts";
 import type { Progress } from "./progress.ts";
 import { Results } from "./results.ts";
 import { type RunOptions, runPlan } from "./run-plan.ts";
@@ -89,6 +90,32 @@ describe("a plan", () => {
     });
     const done = await run(plan, workFolder());
     expect(Object.keys(done)).toEqual(["a", "x", "y"]);
+  });
+
+  test("can be looked at before it is run", async () => {
+    const { stage, log } = joinStage();
+    const planOf = () => {
+      const plan = new Plan();
+      const a = plan.add("a", stage, { files: [], text: "x" });
+      plan.when("a", "one step for each letter", async (folder) => {
+        for (const letter of await textOf(folder)) plan.add(letter, stage, { files: [a("text")], text: letter });
+      });
+      return plan;
+    };
+    const work = workFolder();
+    expect(await planState(planOf(), new Results(work))).toEqual({
+      steps: [{ label: "a", done: false }],
+      open: [{ after: "a", what: "one step for each letter" }],
+    });
+    expect(existsSync(work)).toBe(false);
+    const done = await run(planOf(), work);
+    await rm(done.x.folder, { recursive: true });
+    const steps = [
+      { label: "a", done: true },
+      { label: "x", done: false },
+    ];
+    expect(await planState(planOf(), new Results(work))).toEqual({ steps, open: [] });
+    expect(log).toEqual(["x", "x"]);
   });
 
   test("refuses two steps of one name, and one that takes from a later one", () => {
