@@ -15,12 +15,13 @@ import {
   recordTeacher,
 } from "quad-lora";
 import { beforeAll, describe, expect, test } from "vitest";
-import { alignBatches, observeTasks } from "../packages/quad/src/calibrate/calibrate.ts";
+import { observeTasks } from "../packages/quad/src/calibrate/calibrate.ts";
 import { factorInputs, packFactors } from "../packages/quad/src/distill/factor-codes.ts";
 import { buildStudent, distillNames } from "../packages/quad/src/distill/student-graph.ts";
 import { teacherBatches } from "../packages/quad/src/distill/teacher-batches.ts";
 import { encodeAdapter } from "../packages/quad/src/factors/encode-factors.ts";
 import { loadFactors } from "../packages/quad/src/factors/load-factors.ts";
+import { alignBatches } from "../packages/quad/src/model/denoiser-calls.ts";
 import { componentFile } from "../packages/quad/src/model/graph-files.ts";
 import { denoiserSlots } from "../packages/quad/src/model/slots.ts";
 import { buildProfile } from "../packages/quad/src/profile/build-profile.ts";

@@ -42,7 +42,7 @@ export async function pocketVariant(variant: Variant): Promise<string> {
     const output = unet.graph.outputs[0];
     const half = unet.graph.apply("Cast", [output], { attributes: { to: dataTypes.float16.code } });
     half.type = tensorType("float16", ["batch", 4, "height", "width"]);
-    unet.graph.replace(output, half, half.producer!);
+    unet.graph.replace(output, half, { except: half.producer! });
     const encoderPath = join(folder, "text_encoder/model.onnx");
     const encoder = loadModel(encoderPath);
     setInput(encoder, "input_ids", "int32", ["batch", 16]);
@@ -68,10 +68,10 @@ function setInput(model: Model, name: string, dataType: DataType, shape: readonl
   const before = value.dataType!;
   if (before !== dataType) {
     const cast = model.graph.apply("Cast", [value], { attributes: { to: dataTypes[before].code } });
-    model.graph.replace(value, cast, cast.producer!);
+    model.graph.replace(value, cast, { except: cast.producer! });
     if (name === "timestep") {
       const scalar = model.graph.apply("Squeeze", [cast]);
-      model.graph.replace(cast, scalar, scalar.producer!);
+      model.graph.replace(cast, scalar, { except: scalar.producer! });
     }
   }
   value.type = tensorType(dataType, shape);

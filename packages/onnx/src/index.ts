@@ -7,7 +7,7 @@ export { constantBytes, encodeModel, externalFiles, type SaveOptions, saveModel 
 export { checkModel } from "./ir/check.ts";
 export { cloneModel, extractModel } from "./ir/clone.ts";
 export * from "./ir/data-type.ts";
-export { CycleError, Graph } from "./ir/graph.ts";
+export { CycleError, Graph, type ReplaceOptions } from "./ir/graph.ts";
 export { Model } from "./ir/model.ts";
 export { type Attribute, type AttributeInput, floatAttribute, Node, type NodeInit } from "./ir/node.ts";
 export { outputDataType } from "./ir/operator-types.ts";

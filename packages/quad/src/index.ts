@@ -92,8 +92,11 @@ export {
   distillConfigured,
 } from "./stages/distill-configured.ts";
 export type { BuildOptions } from "./stages/run.ts";
+export type { TargetName } from "./targets/index.ts";
 export * from "./train/index.ts";
 export * from "./tune/index.ts";
+export type { Executor, Job, JobContext } from "./work/executors/executor.ts";
+export type { Needs, Step } from "./work/plan.ts";
 export type { PlanState } from "./work/plan-state.ts";
 export type { Progress, StageOptions } from "./work/progress.ts";
-export type { StageResult } from "./work/stage.ts";
+export type { AnyStage, Disposable, Json, Stage, StageContext, StageResult } from "./work/stage.ts";

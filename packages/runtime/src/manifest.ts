@@ -26,10 +26,14 @@ const qualitySchema = z.strictObject({
 /** How near the quantized graph comes to full precision. */
 export type BundleQuality = z.infer<typeof qualitySchema>;
 
-const targetSchema = z.discriminatedUnion("kind", [
-  z.strictObject({ kind: z.literal("cpu") }),
-  z.strictObject({ kind: z.literal("npu"), rank: z.int().check(z.positive()) }),
-]);
+/** The compiler's targets have names of its own; what the runtime has to know of one is said beside the name. */
+const targetSchema = z.looseObject({
+  kind: z.string().check(z.minLength(1)),
+  /** The rank that all adapters are given with, where the graph's is fixed. */
+  rank: z.optional(z.int().check(z.positive())),
+  /** Operators of the graph beyond the ONNX standard, `DOMAIN.OPERATOR`: the ONNX Runtime that opens it has to have them. */
+  operators: z.optional(z.array(z.string())),
+});
 
 /**
  * `manifest.json`: what a bundle consists of, but for its adapters, which have records of their own. Keys that a later

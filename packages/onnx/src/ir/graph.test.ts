@@ -40,7 +40,7 @@ describe("replace", () => {
   test("moves readers and leaves the exception its edge", async () => {
     const { model, graph, n } = chain();
     const doubled = graph.addNode("Add", [n, n]);
-    graph.replace(n, doubled.output(), doubled);
+    graph.replace(n, doubled.output(), { except: doubled });
     expect(n.uses.map(({ node, index }) => [node, index])).toEqual([
       [doubled, 0],
       [doubled, 1],
@@ -51,7 +51,7 @@ describe("replace", () => {
   test("a graph output keeps its name: a node's value takes it over", async () => {
     const { model, graph, y } = chain();
     const sum = graph.addNode("Add", [y, y]);
-    graph.replace(y, sum.output(), sum);
+    graph.replace(y, sum.output(), { except: sum });
     expect(graph.outputs).toEqual([sum.output()]);
     expect(y.name).not.toBe("y");
     expect(await run(model)).toEqual({ y: [2, 4, 6, 8] });
@@ -70,12 +70,26 @@ describe("replace", () => {
     }
   });
 
+  test("a value that keeps its name hands it and its type to what replaces it", async () => {
+    const { model, graph, n, y } = chain();
+    n.name = "middle";
+    n.type = { kind: "tensor", dataType: "float32", shape: [4] };
+    const doubled = graph.addNode("Add", [n, n], { name: "doubled" });
+    graph.replace(n, doubled.output(), { except: doubled, keepName: true });
+    expect([doubled.output().name, n.name]).toEqual(["middle", "middle_replaced"]);
+    expect(doubled.output().type).toEqual(n.type);
+    const sum = graph.addNode("Add", [y, y]);
+    graph.replace(y, sum.output(), { except: sum, formerName: "y_before" });
+    expect([sum.output().name, y.name]).toEqual(["y", "y_before"]);
+    expect(await run(model)).toEqual({ y: [4, 8, 12, 16] });
+  });
+
   test("names stay unique however often outputs are replaced", async () => {
     const { model, graph } = chain();
     for (let round = 0; round < 5; round++) {
       const [from] = graph.outputs;
       const node = graph.addNode("Identity", [from], { name: "again" });
-      graph.replace(from, node.output(), node);
+      graph.replace(from, node.output(), { except: node });
     }
     expect(await run(model)).toEqual({ y: [1, 2, 3, 4] });
   });

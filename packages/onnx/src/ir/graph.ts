@@ -3,6 +3,16 @@ import { Node, type NodeInit } from "./node.ts";
 import type { Tensor } from "./tensor.ts";
 import { type Dimension, tensorType, Value } from "./value.ts";
 
+/** Options of {@link Graph.replace}. */
+export interface ReplaceOptions {
+  /** A node that goes on reading the old value, such as the one that computes the new value from it. */
+  except?: Node;
+  /** The new value takes over name and type, as a graph output's always does: it stands for the same thing. */
+  keepName?: boolean;
+  /** What the old value is called once its name has gone over; default: the name with `_replaced` behind it. */
+  formerName?: string;
+}
+
 /**
  * A dataflow graph. Nodes may stand in any order here; {@link Graph.sorted} and files have them in execution order.
  * Nodes of subgraphs read values of the graphs around them by reference.
@@ -82,30 +92,37 @@ export class Graph {
   }
 
   /**
-   * Makes every reader of `from` read `to`, graph outputs included; `except` keeps its edge.
-   * A graph output keeps its name: `to` takes the name over, or an Identity carries it where `to` cannot.
+   * Makes every reader of `from` read `to`, graph outputs included. A graph output keeps its name: `to` takes the name over, or
+   * an Identity carries it where `to` cannot, being an input, a constant or another output.
    */
-  replace(from: Value, to: Value, except?: Node): void {
+  replace(from: Value, to: Value, options: ReplaceOptions = {}): void {
     if (from === to) return;
-    for (const { node, index } of from.uses) if (node !== except) node.setInput(index, to);
+    if (options.keepName && this.#canRename(to)) to.type = from.type;
+    for (const { node, index } of from.uses) if (node !== options.except) node.setInput(index, to);
     for (const [index, output] of this.outputs.entries()) {
       if (output !== from) continue;
-      const canRename = to.producer?.graph === this && !this.outputs.includes(to);
-      if (canRename) {
-        const name = from.name;
-        from.name = this.claimName(`${name}_replaced`);
-        to.name = name;
+      if (this.#canRename(to)) {
         to.type ??= from.type;
+        this.#handName(from, to, options);
         this.outputs[index] = to;
       } else if (from.producer?.opType !== "Identity" || from.producer.input(0) !== to) {
         const carrier = this.addNode("Identity", [to], { name: `${from.name}_carrier` }).output();
-        const name = from.name;
-        from.name = this.claimName(`${name}_replaced`);
-        carrier.name = name;
         carrier.type = from.type;
+        this.#handName(from, carrier, options);
         this.outputs[index] = carrier;
       }
     }
+    if (options.keepName && this.#canRename(to)) this.#handName(from, to, options);
+  }
+
+  #canRename(value: Value): boolean {
+    return value.producer?.graph === this && !this.outputs.includes(value);
+  }
+
+  #handName(from: Value, to: Value, { formerName }: ReplaceOptions): void {
+    const { name } = from;
+    from.name = this.claimName(formerName ?? `${name}_replaced`);
+    to.name = name;
   }
 
   /** Reserves and returns `name`, or `name_1`, `name_2` ... if it is taken in this graph or a graph inside it. */

@@ -4,9 +4,9 @@ import { z } from "zod";
 import { readRecord, writeRecord } from "../files/json.ts";
 import { type Ablation, type AblationRow, readAblation, writeAblation } from "../records/ablation.ts";
 import type { BuildConfig } from "../settings/config.ts";
-import type { Placement } from "../simulate/simulation-graph.ts";
 import { type Calibration, calibrateConfigured } from "../stages/build.ts";
 import type { BuildOptions } from "../stages/run.ts";
+import { strictestTarget, type TargetName } from "../targets/index.ts";
 import { keyOf, Results } from "../work/results.ts";
 import { AblationBench, type BenchSources, drawReferences, type Groundwork } from "./bench.ts";
 import { ablationVariants, type Variant } from "./variants.ts";
@@ -23,8 +23,8 @@ export interface AblateOptions extends Pick<BuildOptions, "signal" | "onProgress
   pictures?: number;
   /** Default: all of `ablationVariants()`. */
   variants?: readonly Variant[];
-  /** Default `npu`: every activation is quantized, as in the paper. */
-  placement?: Placement;
+  /** Default: the target that quantizes every activation, as in the paper. */
+  placement?: TargetName;
   /** Recorded calls per task for SQNR and QSS; default 32. */
   calls?: number;
   /** Processes that measure, one thread each; default 1: this process, with two threads. More need the built package. */
@@ -39,7 +39,7 @@ export interface AblateOptions extends Pick<BuildOptions, "signal" | "onProgress
  * interrupted run continues with the first that is missing.
  */
 export async function ablate(config: BuildConfig, options: AblateOptions): Promise<Ablation> {
-  const { signal, onProgress, placement = "npu", pictures = 32, calls = 32, processes = 1 } = options;
+  const { signal, onProgress, placement = strictestTarget, pictures = 32, calls = 32, processes = 1 } = options;
   const calibration = await calibrateConfigured(config, options);
   const { exposed, trajectories, observations, observed } = calibration;
   const { tasks, policy } = config;

@@ -1,10 +1,10 @@
 import { join } from "node:path";
-import { alignBatches, shapeOf } from "../calibrate/calibrate.ts";
 import { heldOutCases, type PreparedCase, prepareCase } from "../evaluate/cases.ts";
 import { imageQuality } from "../evaluate/image-quality.ts";
 import { ExposedModel } from "../exposed/exposed-model.ts";
 import { readImage, writeImage } from "../files/images.ts";
 import { mean } from "../metrics/mean.ts";
+import { alignBatches, shapeOf } from "../model/denoiser-calls.ts";
 import { openFolder } from "../model/open-folder.ts";
 import { widthsOf } from "../profile/activation-encodings.ts";
 import { Bench, type Candidate, ownProfile, sharedProfile } from "../profile/bench.ts";

@@ -1,5 +1,6 @@
 import { elementCount } from "@quad-lora/onnx";
 import type { BundleQuality, Pipeline } from "@quad-lora/runtime";
+import { pickInputRows } from "../model/denoiser-calls.ts";
 import { ScoreKeeper } from "../profile/scores.ts";
 import { thin } from "../profile/sensitivity.ts";
 import type { ModelCall, Trajectory } from "../records/trajectory.ts";
@@ -33,33 +34,17 @@ export async function measureQuality(
 async function predictRows(
   pipeline: Pipeline,
   component: string,
-  { inputs, output }: ModelCall,
+  call: ModelCall,
   batch: number,
 ): Promise<Float32Array> {
-  const rows = output.dims[0];
-  const rowSize = elementCount(output.dims.slice(1));
+  const [rows, ...rest] = call.output.dims;
+  const rowSize = elementCount(rest);
   const result = new Float32Array(rows * rowSize);
   for (let start = 0; start < rows; start += batch) {
     const indices = Array.from({ length: batch }, (_, index) => (start + index) % rows);
-    const outputs = await pipeline.runComponent(
-      component,
-      Object.fromEntries(Object.entries(inputs).map(([name, tensor]) => [name, pickRows(tensor, rows, indices)])),
-    );
+    const outputs = await pipeline.runComponent(component, pickInputRows(call, indices));
     const values = Object.values(outputs)[0].data as Float32Array;
     result.set(values.subarray(0, Math.min(batch, rows - start) * rowSize), start * rowSize);
   }
   return result;
-}
-
-/** Rows of an input by index; time steps, which all rows share, stay as they are. */
-function pickRows(tensor: ModelCall["output"], rows: number, indices: readonly number[]): ModelCall["output"] {
-  if (tensor.dims.length < 2 || (indices.length === rows && indices.every((row, index) => row === index)))
-    return tensor;
-  const source = tensor.data as Float32Array;
-  const size = source.length / rows;
-  const data = new Float32Array(indices.length * size);
-  indices.forEach((row, index) => {
-    data.set(source.subarray(row * size, (row + 1) * size), index * size);
-  });
-  return { ...tensor, dims: [indices.length, ...tensor.dims.slice(1)], data };
 }

@@ -1,17 +1,10 @@
-import { InputError } from "@quad-lora/base";
 import type { Pipeline } from "@quad-lora/runtime";
 import { ExposedModel } from "../exposed/exposed-model.ts";
+import { alignBatches, shapeOf } from "../model/denoiser-calls.ts";
 import { openFolder } from "../model/open-folder.ts";
-import type { DenoiserShape } from "../quantizable/prepare-graph.ts";
 import { findQuantizable } from "../quantizable/quantizable.ts";
 import { type Observations, writeObservations } from "../records/observations.ts";
-import {
-  type ModelCall,
-  readTrajectory,
-  type TaskCase,
-  type Trajectory,
-  writeTrajectory,
-} from "../records/trajectory.ts";
+import { readTrajectory, type TaskCase, writeTrajectory } from "../records/trajectory.ts";
 import type { StageOptions } from "../work/progress.ts";
 import { defaultObserveOptions, observe } from "./observe.ts";
 import { recordTrajectory } from "./record-trajectory.ts";
@@ -55,49 +48,4 @@ export async function observeTasks(
   });
   await writeObservations(file, observations);
   return observations;
-}
-
-/** The sizes that the recorded calls have in common. */
-export function shapeOf(trajectories: readonly Trajectory[]): DenoiserShape {
-  const { inputs } = trajectories[0].calls[0];
-  const [sample, states] = [4, 3].map((axes) => Object.values(inputs).find(({ dims }) => dims.length === axes)!);
-  const shape = { batch: sample.dims[0], height: sample.dims[2], width: sample.dims[3], tokens: states.dims[1] };
-  for (const { task, calls } of trajectories) {
-    for (const call of calls) {
-      for (const [name, tensor] of Object.entries(call.inputs)) {
-        if (tensor.dims.join() === inputs[name]?.dims.join()) continue;
-        throw new InputError({
-          what: "tasks draw pictures of different sizes; one graph has one size",
-          where: `task "${task}", input "${name}"`,
-          expected: `[${inputs[name]?.dims}]`,
-          got: `[${tensor.dims}]`,
-          fix: "Give all tasks the same width and height.",
-        });
-      }
-    }
-  }
-  return shape;
-}
-
-/** Tasks without guidance run single rows: these are repeated up to the largest batch, as the fixed graph will. */
-export function alignBatches(trajectories: Trajectory[]): Trajectory[] {
-  const batchOf = (call: ModelCall) => call.output.dims[0];
-  const batch = Math.max(...trajectories.flatMap(({ calls }) => calls.map(batchOf)));
-  return trajectories.map(({ task, calls, results }) => ({
-    task,
-    ...(results ? { results } : {}),
-    calls: calls.map((call) => {
-      const rows = batchOf(call);
-      if (rows === batch) return call;
-      const repeat = (tensor: ModelCall["output"]): ModelCall["output"] => {
-        if (tensor.dims.length < 2) return tensor;
-        const source = tensor.data as Float32Array;
-        const data = new Float32Array((source.length / rows) * batch);
-        for (let at = 0; at < data.length; at += source.length) data.set(source.subarray(0, data.length - at), at);
-        return { ...tensor, dims: [batch, ...tensor.dims.slice(1)], data };
-      };
-      const inputs = Object.fromEntries(Object.entries(call.inputs).map(([name, tensor]) => [name, repeat(tensor)]));
-      return { ...call, inputs, output: repeat(call.output) };
-    }),
-  }));
 }

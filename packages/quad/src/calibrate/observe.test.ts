@@ -4,12 +4,13 @@ import { cloneModel, createSession, type Graph, loadModel, type Model, runModel,
 import { beforeAll, describe, expect, test } from "vitest";
 import { exposedPocket } from "../../../../test/helpers/exposed-pocket.ts";
 import { buildModel, randomTensor, temporaryFolder } from "../../../../test/helpers/models.ts";
+import { shapeOf } from "../model/denoiser-calls.ts";
 import { openWithGraph } from "../model/open-with-graph.ts";
 import { denoiserSlots } from "../model/slots.ts";
 import { prepareGraph } from "../quantizable/prepare-graph.ts";
 import { type Observations, readObservations, writeObservations } from "../records/observations.ts";
 import { readTrajectory, type Trajectory } from "../records/trajectory.ts";
-import { recordTask, shapeOf } from "./calibrate.ts";
+import { recordTask } from "./calibrate.ts";
 import { observe } from "./observe.ts";
 import { histogramGraph, observed, rangeGraph } from "./observing-graph.ts";
 

@@ -2,7 +2,7 @@ import { InputError } from "@quad-lora/base";
 import { Command, InvalidArgumentError, Option } from "commander";
 import { ablate, ablationTable, ablationVariants } from "../ablation/index.ts";
 import { loadConfig } from "../settings/config.ts";
-import type { Placement } from "../simulate/simulation-graph.ts";
+import { strictestTarget, type TargetName, targetNames } from "../targets/index.ts";
 import { parseCount } from "./arguments.ts";
 import { stageOptions } from "./interrupt.ts";
 import { formatDuration, formatTable, type Terminal } from "./terminal.ts";
@@ -11,7 +11,7 @@ interface Options {
   out: string;
   pictures: number;
   processes: number;
-  placement: Placement;
+  placement: TargetName;
   only?: RegExp;
 }
 
@@ -25,7 +25,7 @@ export function ablateCommand(terminal: () => Terminal): Command {
     .option("-o, --out <file>", "table to write (.json)", "ablation.json")
     .option("-n, --pictures <count>", "held-out pictures per task", parseCount, 32)
     .option("--processes <count>", "processes that measure, one thread each", parseCount, 2)
-    .addOption(new Option("--placement <target>", "what is quantized").choices(["npu", "cpu"]).default("npu"))
+    .addOption(new Option("--placement <target>", "what is quantized").choices(targetNames).default(strictestTarget))
     .option("--only <pattern>", "variants whose names match this regular expression", parsePattern)
     .addHelpText("after", "\nExample:\n  quad ablate models/pocket/quad.config.json --pictures 4 --only unified")
     .action(async (path: string, { only, ...options }: Options) => {

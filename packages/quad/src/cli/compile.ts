@@ -4,6 +4,7 @@ import { Command, Option } from "commander";
 import { setAsideFolder } from "../bundle/added-adapters.ts";
 import { compileBundle } from "../compile/compile-bundle.ts";
 import { readProfile } from "../records/profile.ts";
+import { defaultTarget, type TargetName, targetNames } from "../targets/index.ts";
 import { parseCount } from "./arguments.ts";
 import { stageOptions } from "./interrupt.ts";
 import { printAdapters } from "./tables.ts";
@@ -12,7 +13,7 @@ import type { Terminal } from "./terminal.ts";
 interface Options {
   profile: string;
   out: string;
-  target?: "cpu" | "npu";
+  target?: TargetName;
   rank?: number;
   adapters?: string;
   calibration?: string;
@@ -28,12 +29,15 @@ export function compileCommand(terminal: () => Terminal): Command {
     .requiredOption("-p, --profile <file>", "profile written by quad profile")
     .requiredOption("-o, --out <folder>", "bundle to write; a bundle there is replaced")
     .addOption(
-      new Option("--target <kind>", "what the profile was made for; default: the profile's").choices(["cpu", "npu"]),
+      new Option("--target <kind>", "what the profile was made for; default: the profile's").choices(targetNames),
     )
-    .option("--rank <rank>", "npu: rank that the graph takes; default: the profile's", parseCount)
+    .option("--rank <rank>", "rank that a graph of fixed rank takes; default: the profile's", parseCount)
     .option("--adapters <folder>", "distilled factors in place of the exposed folder's of the same names")
     .option("--calibration <folder>", "folder written by quad calibrate")
-    .addHelpText("after", "\nExample:\n  quad compile exposed --profile profile.json --out bundle --target cpu")
+    .addHelpText(
+      "after",
+      `\nExample:\n  quad compile exposed --profile profile.json --out bundle --target ${defaultTarget}`,
+    )
     .action(async (exposed: string, options: Options) => {
       const out = terminal();
       const suffix = ".trajectory.safetensors";

@@ -4,6 +4,7 @@ import { bundleEncodings, showBundle } from "../bundle/show.ts";
 import { verifyBundle } from "../bundle/verify.ts";
 import type { AimetVersion } from "../encodings-files/index.ts";
 import { writeFileAtomically } from "../files/atomic.ts";
+import { describeShape } from "../model/denoiser.ts";
 import { formatBytes } from "../report/format.ts";
 import { stageOptions } from "./interrupt.ts";
 import { printAdapters, printProfile } from "./tables.ts";
@@ -52,12 +53,13 @@ export function showCommand(terminal: () => Terminal): Command {
       const { target } = manifest;
       const count = slots.components[manifest.component]?.slots.length ?? 0;
       const rank = slots.rank.kind === "fixed" ? `rank ${slots.rank.rank}` : "any rank";
-      const { batch, height, width } = profile.shape;
+      const { batch } = profile.shape;
       out.print(
         [
-          `${manifest.component} for ${target.kind}: ${nodes} nodes, ${count} slots of ${rank}, batch ${batch}, latents ${height}x${width}`,
+          `${manifest.component} for ${target.kind}: ${nodes} nodes, ${count} slots of ${rank}, batch ${batch}, ${describeShape(profile.shape)}`,
           `graph ${manifest.graph}`,
           `profile ${manifest.profile}`,
+          ...(target.operators?.length ? [`needs ${target.operators.join(", ")}`] : []),
           "",
         ].join("\n"),
       );

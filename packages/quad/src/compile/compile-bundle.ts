@@ -35,6 +35,8 @@ import { openFolder } from "../model/open-folder.ts";
 import { aimetEncodings } from "../profile/export-encodings.ts";
 import { type Profile, pointEncoding, readProfile } from "../records/profile.ts";
 import { readTrajectory } from "../records/trajectory.ts";
+import { type TargetName, targetNamed } from "../targets/index.ts";
+import type { Target } from "../targets/target.ts";
 import { keepTasks } from "../tasks/keep-tasks.ts";
 import type { StageOptions } from "../work/progress.ts";
 import { ownZeroPoints } from "./own-zero-points.ts";
@@ -49,8 +51,8 @@ export interface CompileOptions extends StageOptions {
   /** Folder to write; a bundle there is replaced. */
   out: string;
   /** What the profile was made for: another target needs another profile. */
-  target: "cpu" | "npu";
-  /** Rank that an npu's graph takes; default: the profile's. */
+  target: TargetName;
+  /** Rank that the graph takes, where the target's is fixed; default: the profile's. */
   rank?: number;
   /** Folders with distilled factors: they replace the exposed folder's of the same names, and are not aligned again. */
   adapters?: readonly string[];
@@ -80,11 +82,12 @@ export async function compileBundle(options: CompileOptions): Promise<CompileRes
   const profile = await readProfile(options.profile);
   const exposed = await ExposedModel.open(resolve(options.exposed));
   await refuseForeignProfile(profile, options, exposed);
-  const rank = rankOf(options, profile, exposed.slotsFile);
+  const target = targetNamed(options.target);
+  const rank = target.hasFixedRank ? fixedRank(options, profile, exposed.slotsFile) : null;
 
   const lost: string[] = [];
   const write = async (temporary: string) => {
-    const slots = await writeGraph(temporary, exposed, profile, rank, options);
+    const { slots, operators } = await writeGraph(temporary, exposed, profile, { target, rank }, options);
     const adapters = await loadAdapters(exposed.folder, options.adapters);
     await keepTasks(temporary, [...adapters.keys()]);
     const identity = {
@@ -98,7 +101,7 @@ export async function compileBundle(options: CompileOptions): Promise<CompileRes
     const manifest: BundleManifest = {
       format: "quad-bundle",
       version: 1,
-      target: targetOf(rank, options),
+      target: { kind: target.name, ...(rank === null ? {} : { rank }), operators },
       component: exposed.component,
       ...identity,
       ...(base ? { base } : {}),
@@ -113,21 +116,21 @@ export async function compileBundle(options: CompileOptions): Promise<CompileRes
   });
 }
 
-/** Writes everything but the adapters and what is said about them: graphs, slots, profile, encodings. Returns the slots. */
+/** Writes everything but the adapters and what is said about them: graphs, slots, profile, encodings. Returns the slots, and what the graph needs of a runtime. */
 async function writeGraph(
   folder: string,
   exposed: ExposedModel,
   profile: Profile,
-  rank: SlotsFile["rank"],
+  { target, rank }: { target: Target; rank: number | null },
   options: CompileOptions,
-): Promise<SlotsFile> {
+): Promise<{ slots: SlotsFile; operators: string[] }> {
   const { component, slots, slotsFile } = exposed;
   const stage = "compiling the graph";
   options.onProgress?.(stage, 0, 3);
   const prepared = await exposed.prepare(profile.shape);
   const encodings = aimetEncodings(prepared, slots, profile);
   options.signal?.throwIfAborted();
-  const model = await quantizedGraph(prepared, slots, profile, targetOf(rank, options));
+  const model = await quantizedGraph(prepared, slots, profile, target, rank);
   options.onProgress?.(stage, 1, 3);
   options.signal?.throwIfAborted();
   await simplify(model);
@@ -140,18 +143,23 @@ async function writeGraph(
 
   const elementType = profile.policy.adapterBits === 8 ? "int8" : "int16";
   const components = { ...slotsFile.components, [component]: { ...slots, elementType } as const };
-  const written: SlotsFile = { ...slotsFile, rank, components };
+  const written: SlotsFile = {
+    ...slotsFile,
+    rank: rank === null ? slotsFile.rank : { kind: "fixed", rank },
+    components,
+  };
   await writeRecord(join(folder, bundleFiles.slots), written);
   await cp(options.profile, join(folder, bundleFiles.profile), { dereference: true });
   await writeFileAtomically(join(folder, bundleFiles.encodings), writeAimet(encodings, "2.0.0"));
-  return written;
+  return { slots: written, operators: usedOperators(model, target) };
 }
 
 function quantizedGraph(
   prepared: Model,
   slots: SlotsFile["components"][string],
   profile: Profile,
-  target: BundleManifest["target"],
+  target: Target,
+  rank: number | null,
 ): Promise<Model> {
   const { adapterBits, weightBits, weightMethod } = profile.policy;
   return buildQuantizedGraph(prepared, slots, {
@@ -160,16 +168,8 @@ function quantizedGraph(
     ...{ adapterBits, weightBits, weightMethod },
     narrowLayers: new Set(profile.narrowLayers),
     target,
+    rank,
   });
-}
-
-/** The rank that the bundle's adapters are given with. */
-function rankOf(options: CompileOptions, profile: Profile, slotsFile: SlotsFile): SlotsFile["rank"] {
-  return options.target === "npu" ? { kind: "fixed", rank: fixedRank(options, profile, slotsFile) } : slotsFile.rank;
-}
-
-function targetOf(rank: SlotsFile["rank"], { target }: CompileOptions): BundleManifest["target"] {
-  return target === "npu" && rank.kind === "fixed" ? { kind: "npu", rank: rank.rank } : { kind: "cpu" };
 }
 
 async function refuseForeignProfile(profile: Profile, options: CompileOptions, exposed: ExposedModel): Promise<void> {
@@ -208,6 +208,12 @@ async function simplify(model: Model): Promise<void> {
   const keep = new Set(["QuantizeLinear", "DequantizeLinear"]);
   await runPasses(model, [identityRemoval, deadCodeElimination, constantFolding({ keep }), commonSubexpressions]);
   ownZeroPoints(model);
+}
+
+/** Those of the target's operators that the graph has, sorted. */
+function usedOperators({ graph }: Model, { operators }: Target): string[] {
+  const used = new Set([...graph.nodes].map(({ operator }) => operator));
+  return operators.filter((operator) => used.has(operator)).sort();
 }
 
 async function writeAdapters(

@@ -4,8 +4,10 @@ import { expect, test } from "vitest";
 import { exactLayer, onGrid, roundedWeight, shareOfAllowed, unrounded } from "../../../../test/helpers/exact-layer.ts";
 import { randomTensor } from "../../../../test/helpers/models.ts";
 import { simulationSettings } from "../model/open-with-graph.ts";
+import { layerEncoding } from "../quantizable/weights.ts";
 import { encodingFromRange } from "../quantization/index.ts";
-import { buildSimulation, layerEncoding } from "../simulate/simulation-graph.ts";
+import { buildSimulation } from "../simulate/simulation-graph.ts";
+import { targetNamed } from "../targets/index.ts";
 import { buildQuantizedGraph } from "./quantized-graph.ts";
 import { encodingFeeds, exactProducts } from "./testing.ts";
 
@@ -105,7 +107,8 @@ test.each(cases)("$label, $weightBits-bit weights, narrow: $isNarrow", async ({ 
     weightBits,
     weightMethod,
     narrowLayers: new Set(isNarrow ? ["block.layer"] : []),
-    target: { kind: "cpu" },
+    target: targetNamed("cpu"),
+    rank: null,
   });
   checkModel(compiled);
   const isBlock = !isNarrow && weightBits === 4 && dims.length < 4;

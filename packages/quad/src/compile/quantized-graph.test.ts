@@ -22,7 +22,8 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { exactLayer, onGrid, roundedWeight, shareOfAllowed, unrounded } from "../../../../test/helpers/exact-layer.ts";
 import { findLayers } from "../layers/find-layers.ts";
 import { simulationSettings } from "../model/open-with-graph.ts";
-import { layerEncoding } from "../simulate/simulation-graph.ts";
+import { layerInputPoint } from "../quantizable/points.ts";
+import { layerEncoding } from "../quantizable/weights.ts";
 import { buildQuantizedGraph } from "./quantized-graph.ts";
 import {
   adapterFeeds,
@@ -165,7 +166,7 @@ describe("cpu", () => {
     for (const { name, node, inputs, output: outputName, weight, bias, factor } of layers) {
       if (inputNames.has(outputName)) continue;
       const [left, other] = inputs.map((input, index) =>
-        onGrid(given[input] as Tensor, encodings.get(`${name}#${index}`)!),
+        onGrid(given[input] as Tensor, encodings.get(layerInputPoint(name, index))!),
       );
       const right = weight ? roundedWeight(weight.initializer!, layerEncoding(weight, node, options)) : other;
       const exact = exactLayer(node, left, right, bias, factor);

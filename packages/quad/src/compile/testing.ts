@@ -9,9 +9,11 @@ import { type EncodedAdapter, encodeAdapter, type SlotScales } from "../factors/
 import { loadFactors } from "../factors/load-factors.ts";
 import { simulationSettings } from "../model/open-with-graph.ts";
 import { readSlots } from "../model/slots.ts";
+import type { QuantizationPoint } from "../quantizable/points.ts";
 import { prepareGraph } from "../quantizable/prepare-graph.ts";
 import { type Encoding, encodingFromRange, encodingRange } from "../quantization/index.ts";
-import { buildSimulation, encodingInputs, type QuantizationPoint } from "../simulate/simulation-graph.ts";
+import { buildSimulation, encodingInputs } from "../simulate/simulation-graph.ts";
+import { type TargetName, targetNamed } from "../targets/index.ts";
 import { buildQuantizedGraph, type QuantizedGraphOptions } from "./quantized-graph.ts";
 
 export const shape = { batch: 2, height: 16, width: 16, tokens: 16 };
@@ -154,7 +156,7 @@ export function encodingsFor(
 }
 
 export interface Variant {
-  placement: "cpu" | "npu";
+  placement: TargetName;
   weightBits: 4 | 8;
   /** Which layers are narrow. */
   narrow: (layer: string, index: number) => boolean;
@@ -167,6 +169,7 @@ export async function buildBoth(bench: Bench, { placement, weightBits, narrow }:
   const simulation = buildSimulation(prepared, slots, { placement, weightBits, weightMethod });
   const narrowLayers = new Set(simulation.layers.map(({ name }) => name).filter(narrow));
   const encodings = encodingsFor(bench, simulation.points, narrowLayers);
+  const target = targetNamed(placement);
   const options: QuantizedGraphOptions = {
     points: encodings,
     slots: scales,
@@ -174,7 +177,8 @@ export async function buildBoth(bench: Bench, { placement, weightBits, narrow }:
     weightBits,
     weightMethod,
     narrowLayers,
-    target: placement === "npu" ? { kind: "npu", rank } : { kind: "cpu" },
+    target,
+    rank: target.hasFixedRank ? rank : null,
   };
   const compiled = await buildQuantizedGraph(prepared, slots, options);
   return { simulation, compiled, encodings, narrowLayers, options };

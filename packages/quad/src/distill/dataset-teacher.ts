@@ -1,11 +1,15 @@
 import { join } from "node:path";
 import { InputError } from "@quad-lora/base";
-import { alphaSigma, createScheduler, SeededRandom, type TensorData } from "@quad-lora/runtime";
+import type { Value } from "@quad-lora/onnx";
+import { alphaSigma, createScheduler, SeededRandom } from "@quad-lora/runtime";
 import { z } from "zod";
 import { ExposedModel } from "../exposed/exposed-model.ts";
 import { readRecord } from "../files/json.ts";
+import { sampleInput, textInput, timestepInput } from "../model/denoiser.ts";
+import { floatTensor } from "../model/denoiser-calls.ts";
 import { readScheduler } from "../model/model-folder.ts";
 import { openFolder } from "../model/open-folder.ts";
+import { type TimestepPort, timestepTensor } from "../model/timesteps.ts";
 import { type ModelCall, writeTrajectory } from "../records/trajectory.ts";
 import type { DistillSettings } from "../settings/distill.ts";
 import { readTrainingFolder } from "../train/dataset.ts";
@@ -28,12 +32,13 @@ export async function recordDataset(
   settings: Pick<DistillSettings, "pictures" | "seed">,
   { signal, onProgress }: StageOptions = {},
 ): Promise<void> {
-  const { component } = await ExposedModel.open(exposed);
+  const source = await ExposedModel.open(exposed);
+  const { component } = source;
   const { examples } = await readTrainingFolder(dataset);
   const pipeline = await openFolder(exposed);
   try {
     await pipeline.use(task);
-    const inputs = await pipeline.inputsOf(component);
+    const { inputs } = source.load().graph;
     const channels = await sampleChannels(exposed, component);
     const chosen = examples.slice(0, settings.pictures);
     const encoded = await encodeDataset(model, chosen, {
@@ -46,7 +51,10 @@ export async function recordDataset(
     const { scheduler, schedulerFile } = await readScheduler(exposed);
     const { timesteps } = createScheduler(scheduler, steps, { file: schedulerFile });
     const levels = alphaSigma(scheduler, { file: schedulerFile });
-    const timestepType = inputs.find(({ name }) => name === "timestep")?.type ?? "int64";
+    const sampleName = sampleInput(inputs.map(({ name }) => name));
+    const [samplePort, timestepPort, textPort] = [sampleName, timestepInput, textInput].map((name) =>
+      portNamed(inputs, name),
+    );
     const random = new SeededRandom(settings.seed);
     const { height, width, tokens, textWidth, texts } = encoded;
     const rows = guidance === 1 ? 1 : 2;
@@ -59,16 +67,12 @@ export async function recordDataset(
         for (let i = 0; i < latents.length; i++) row[i] = alpha * latents[i] + sigma * random.normal();
         row.set(conditioning, latents.length);
         const captions = rows === 1 ? [caption] : ["", caption];
+        const noisy = joined(captions.map(() => row));
+        const states = joined(captions.map((text) => texts.get(text)!));
         const call = {
-          sample: floats(
-            captions.map(() => row),
-            [rows, channels, height, width],
-          ),
-          timestep: timestepOf(time, timestepType),
-          encoder_hidden_states: floats(
-            captions.map((text) => texts.get(text)!),
-            [rows, tokens, textWidth],
-          ),
+          [sampleName]: floatTensor(samplePort.type, [rows, channels, height, width], noisy),
+          [timestepInput]: timestepTensor(timestepPort, [time]),
+          [textInput]: floatTensor(textPort.type, [rows, tokens, textWidth], states),
         };
         const [output] = Object.values(await pipeline.runComponent(component, call));
         calls.push({ caseIndex, step, steps: timesteps.length, inputs: call, output });
@@ -96,16 +100,26 @@ async function sampleChannels(exposed: string, component: string): Promise<numbe
   return (await readRecord(file, unetSchema)).in_channels;
 }
 
-function floats(rows: readonly Float32Array[], dims: number[]): TensorData {
+function joined(rows: readonly Float32Array[]): Float32Array {
   const data = new Float32Array(rows.reduce((sum, { length }) => sum + length, 0));
   rows.reduce((offset, row) => {
     data.set(row, offset);
     return offset + row.length;
   }, 0);
-  return { type: "float32", dims, data };
+  return data;
 }
 
-function timestepOf(time: number, type: string): TensorData {
-  if (type === "float32") return { type, dims: [], data: Float32Array.of(time) };
-  return { type: "int64", dims: [], data: BigInt64Array.of(BigInt(Math.round(time))) };
+/** How a graph takes an input; lengths that it leaves open are one. */
+function portNamed(inputs: readonly Value[], name: string): TimestepPort {
+  const input = inputs.find((value) => value.name === name);
+  if (input?.type?.kind === "tensor") {
+    const dims = (input.type.shape ?? []).map((dim) => (typeof dim === "number" ? dim : 1));
+    return { type: input.type.dataType, dims };
+  }
+  throw new InputError({
+    what: "the denoiser lacks an input that training pictures are given to",
+    expected: name,
+    got: inputs.map((value) => value.name).join(", "),
+    fix: "Leave the folder out: the teacher draws its own pictures.",
+  });
 }

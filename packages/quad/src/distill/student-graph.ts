@@ -13,11 +13,11 @@ import {
 } from "@quad-lora/onnx";
 import type { SlotsFile } from "@quad-lora/runtime";
 import { fixFactors, fixStrength } from "../expose/fix-factors.ts";
+import { perRowTimesteps, type TimestepPort } from "../model/timesteps.ts";
 import { gridLimits } from "../quantization/index.ts";
 import type { Profile } from "../records/profile.ts";
 import { placeEncodings } from "../simulate/place-encodings.ts";
 import { buildSimulation } from "../simulate/simulation-graph.ts";
-import { perRowTimesteps } from "../train/denoiser-graph.ts";
 import { buildTrainingGraph, type TrainingGraph, type TrainingGraphOptions } from "../train/training-graph.ts";
 import { codesPerUnit, type FactorInput } from "./factor-codes.ts";
 import type { FeatureBlock } from "./feature-blocks.ts";
@@ -57,7 +57,8 @@ export interface StudentGraph {
   training: TrainingGraph;
   /** The same without gradients; its output is what validation measures: the distance from the teacher. */
   forward: Model;
-  timestep: { type: "int64" | "int32" | "float32"; dims: number[] };
+  /** How it takes time steps; null where it takes none. */
+  timestep: TimestepPort | null;
   /** Names of the inputs that a batch gives. */
   batchInputs: ReadonlySet<string>;
 }
@@ -77,8 +78,7 @@ export async function buildStudent(
   options: StudentOptions,
 ): Promise<StudentGraph> {
   const rows = options.calls * options.rowsPerCall;
-  const timestepInput = prepared.graph.inputs.find(({ name }) => name === "timestep");
-  const times = timestepInput ? await perRowTimesteps(prepared, timestepInput, rows) : null;
+  const timestep = await perRowTimesteps(prepared, rows);
   const { placement, policy } = profile;
   const { weightBits, weightMethod } = policy;
   const simulation = buildSimulation(prepared, slots, { placement, weightBits, weightMethod });
@@ -128,12 +128,7 @@ export async function buildStudent(
     ...(featureError ? { terms: { features: featureError } } : {}),
     straightThroughRound: true,
   });
-  return {
-    training,
-    forward,
-    batchInputs,
-    timestep: { type: (times?.dataType ?? "int64") as "int64", dims: [...(times ? build.dims(times) : [])] },
-  };
+  return { training, forward, batchInputs, timestep };
 }
 
 /**

@@ -7,7 +7,9 @@ import {
   type TensorData,
   targetWeights,
 } from "@quad-lora/runtime";
-import { shapeOf } from "../calibrate/calibrate.ts";
+import { describeShape, isSameSize, sampleInput, timestepInput } from "../model/denoiser.ts";
+import { floatValues, hasRows, joinRows, shapeOf } from "../model/denoiser-calls.ts";
+import { readTimesteps, type TimestepPort, timestepTensor } from "../model/timesteps.ts";
 import type { Profile } from "../records/profile.ts";
 import type { ModelCall, Trajectory } from "../records/trajectory.ts";
 import type { BatchSource } from "../train/training-loop.ts";
@@ -59,19 +61,14 @@ export function rowsPerCall({ task, calls }: Trajectory): number {
  * @throws InputError where recorded calls have another size than a profile is for
  */
 export function refuseOtherSize(
-  { shape: { height, width, tokens } }: Profile,
+  { shape }: Profile,
   trajectories: readonly Trajectory[],
   what: string,
   file: string,
 ): void {
   const recorded = shapeOf(trajectories);
-  if (recorded.height === height && recorded.width === width && recorded.tokens === tokens) return;
-  throw new InputError({
-    what,
-    file,
-    expected: `latents ${height} x ${width}, ${tokens} tokens`,
-    got: `latents ${recorded.height} x ${recorded.width}, ${recorded.tokens} tokens`,
-  });
+  if (isSameSize(recorded, shape)) return;
+  throw new InputError({ what, file, expected: describeShape(shape), got: describeShape(recorded) });
 }
 
 /** Batches of the teacher's recorded calls. Errors of every time step are measured by the size of the teacher's predictions there. */
@@ -93,7 +90,7 @@ export function teacherBatches(trajectory: Trajectory, options: TeacherBatchOpti
   const fill = batchFiller(examples[0], options);
   // A graph that takes one time step for all rows gets calls of one time step.
   const rows = calls * examples[0].call.output.dims[0];
-  const pools = timestep.dims.length === 1 && timestep.dims[0] === rows ? [training] : byTimestep(training);
+  const pools = takesTimePerRow(timestep, rows) ? [training] : byTimestep(training);
   const validation = (pools.length === 1 ? [held] : byTimestep(held)).flatMap((pool) =>
     Array.from({ length: Math.ceil(pool.length / calls) }, (_, index) =>
       fill(Array.from({ length: calls }, (_, position) => pool[(index * calls + position) % pool.length])),
@@ -128,7 +125,12 @@ function draw(pool: readonly Example[], count: number, random: SeededRandom): Ex
 }
 
 function timeOf({ inputs }: ModelCall): number {
-  return Number(inputs.timestep?.data[0] ?? 0);
+  const times = inputs[timestepInput];
+  return times ? readTimesteps(times)[0] : 0;
+}
+
+function takesTimePerRow(timestep: TimestepPort | null, rows: number): boolean {
+  return timestep?.dims.length === 1 && timestep.dims[0] === rows;
 }
 
 function makeExamples({ task, calls, results }: Trajectory, options: TeacherBatchOptions): Example[] {
@@ -145,7 +147,7 @@ function makeExamples({ task, calls, results }: Trajectory, options: TeacherBatc
   const examples = calls.map((call): Example => {
     const { output, inputs } = call;
     const [rows] = output.dims;
-    const predictions = output.data as Float32Array;
+    const predictions = floatValues(output);
     const { guidance, latents } = results[call.caseIndex];
     const coefficients = rows === 2 ? Float32Array.of(1 - guidance, guidance) : new Float32Array(rows).fill(1);
     const rowSize = predictions.length / rows;
@@ -161,7 +163,7 @@ function makeExamples({ task, calls, results }: Trajectory, options: TeacherBatc
       }
       sums.guided += combined ** 2 / rowSize;
     }
-    const sample = inputs.sample.data as Float32Array;
+    const sample = floatValues(inputs[sampleInput(Object.keys(inputs))]);
     const sampleRow = sample.length / rows;
     const { alpha, sigma } = levels(timeOf(call));
     const weights = targetWeights(predicts, alpha, sigma);
@@ -186,7 +188,7 @@ function makeExamples({ task, calls, results }: Trajectory, options: TeacherBatc
 /** Joins calls along the rows. */
 function batchFiller({ call, guidance }: Example, { calls, timestep, batchInputs }: TeacherBatchOptions) {
   const [rows] = call.output.dims;
-  const perRow = timestep.dims.length === 1 && timestep.dims[0] === calls * rows;
+  const perRow = takesTimePerRow(timestep, calls * rows);
   const joined =
     (dims: readonly number[], pick: (example: Example) => Float32Array) => (examples: readonly Example[]) => {
       const size = elementCount(dims);
@@ -197,16 +199,9 @@ function batchFiller({ call, guidance }: Example, { calls, timestep, batchInputs
       return { type: "float32" as const, dims: [calls * dims[0], ...dims.slice(1)], data };
     };
   const floats = new Map<string, ReturnType<typeof joined>>();
-  for (const [name, { dims }] of Object.entries(call.inputs)) {
-    if (name !== "timestep")
-      floats.set(
-        name,
-        joined(dims, (example) => example.call.inputs[name].data as Float32Array),
-      );
-  }
   floats.set(
     distillNames.teacher,
-    joined(call.output.dims, (example) => example.call.output.data as Float32Array),
+    joined(call.output.dims, (example) => floatValues(example.call.output)),
   );
   floats.set(
     distillNames.denoising,
@@ -228,17 +223,16 @@ function batchFiller({ call, guidance }: Example, { calls, timestep, batchInputs
     const batch: Record<string, TensorData> = {};
     for (const [name, join] of floats) if (batchInputs.has(name)) batch[name] = join(examples);
     const times = examples.flatMap(({ call }) => new Array<number>(rows).fill(timeOf(call)));
-    if (batchInputs.has("timestep")) batch.timestep = timestepTensor(timestep, perRow ? times : [times[0]]);
+    for (const [name, tensor] of Object.entries(call.inputs)) {
+      if (!batchInputs.has(name) || name === timestepInput) continue;
+      // What all rows share, positions say, is the same in every call.
+      batch[name] = hasRows(name, tensor, rows)
+        ? joinRows(examples.map((example) => example.call.inputs[name]))
+        : tensor;
+    }
+    if (timestep && batchInputs.has(timestepInput)) {
+      batch[timestepInput] = timestepTensor(timestep, perRow ? times : [times[0]]);
+    }
     return batch;
   };
-}
-
-function timestepTensor({ type, dims }: StudentGraph["timestep"], times: readonly number[]): TensorData {
-  const data =
-    type === "int64"
-      ? BigInt64Array.from(times, BigInt)
-      : type === "int32"
-        ? Int32Array.from(times)
-        : Float32Array.from(times);
-  return { type, dims, data };
 }

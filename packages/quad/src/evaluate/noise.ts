@@ -1,4 +1,4 @@
-import { alignBatches } from "../calibrate/calibrate.ts";
+import { floatValues, withRows } from "../model/denoiser-calls.ts";
 import { thin } from "../profile/sensitivity.ts";
 import { type Encoding, encodingRange } from "../quantization/index.ts";
 import type { TaskNoise } from "../records/evaluation.ts";
@@ -37,7 +37,8 @@ export async function measureNoise(
     let done = 0;
     for (const trajectory of trajectories) {
       const { task } = trajectory;
-      const { calls } = thin(alignTo(trajectory, profile.shape.batch), options.calls);
+      // Tasks without guidance run single rows; the simulated graph has a fixed number of them.
+      const calls = thin(trajectory, options.calls).calls.map((call) => withRows(call, profile.shape));
       const selection = adaptersOf(task, tasks.get(task) ?? {});
       const run = async (active: (index: number) => boolean): Promise<Float32Array[]> => {
         options.signal?.throwIfAborted();
@@ -47,7 +48,7 @@ export async function measureNoise(
         options.onProgress?.(`measuring layers: ${task}`, ++done, total);
         return outputs;
       };
-      const exact = calls.map((call) => call.output.data as Float32Array);
+      const exact = calls.map((call) => floatValues(call.output));
 
       for (const [name, bytes] of await simulations.original(task)) pipeline.addAdapter(name, bytes);
       await pipeline.use(selection);
@@ -76,18 +77,6 @@ export async function measureNoise(
   } finally {
     await simulated.dispose();
   }
-}
-
-/** Tasks without guidance run single rows; the simulated graph has a fixed number of them. */
-function alignTo(trajectory: Trajectory, batch: number): Trajectory {
-  const { calls } = trajectory;
-  if (calls[0].output.dims[0] === batch) return trajectory;
-  const row = calls[0];
-  const filler: Trajectory = {
-    task: "",
-    calls: [{ ...row, output: { ...row.output, dims: [batch, ...row.output.dims.slice(1)] } }],
-  };
-  return alignBatches([trajectory, filler])[0];
 }
 
 /** Grid so fine and wide that rounding to it changes no float32 value by more than 2^-21. */

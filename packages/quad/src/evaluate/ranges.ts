@@ -1,8 +1,8 @@
+import type { QuantizationPoint } from "../quantizable/points.ts";
 import { encodingRange } from "../quantization/index.ts";
 import type { PointRange } from "../records/evaluation.ts";
 import type { Observations } from "../records/observations.ts";
 import { type Profile, pointEncoding } from "../records/profile.ts";
-import type { QuantizationPoint } from "../simulate/simulation-graph.ts";
 
 /**
  * What the profile's grids clip at the layers' inputs, per task and group of time steps, from what calibration saw. A

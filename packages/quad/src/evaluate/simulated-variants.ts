@@ -9,6 +9,7 @@ import { readObservations } from "../records/observations.ts";
 import { type Profile, readProfile } from "../records/profile.ts";
 import type { BuildConfig } from "../settings/config.ts";
 import { findObservations } from "../stages/build.ts";
+import { strictestTarget } from "../targets/index.ts";
 import type { HashCache } from "../work/hash-tree.ts";
 import type { StageOptions } from "../work/progress.ts";
 import type { Drawer } from "./pictures.ts";
@@ -172,7 +173,7 @@ function alternatives(simulations: Simulations, isInTable: boolean): DrawnVarian
       drawer: simulations.drawer({
         identity: "all8",
         isObserved: true,
-        placement: "npu",
+        placement: strictestTarget,
         scales: "shared",
         encodings: (points) => simulations.encodingsOf(points, simulations.members, new Set(), everything),
       }),

@@ -9,14 +9,15 @@ import { factorPath } from "../factors/factor-file.ts";
 import { hashFile } from "../files/hash.ts";
 import { openSafetensors } from "../files/safetensors.ts";
 import { widthsOf } from "../profile/activation-encodings.ts";
-import { Bench, type EncodedFactors, ownProfile, sharedProfile } from "../profile/bench.ts";
-import { findQuantizable, movedFrom } from "../quantizable/quantizable.ts";
+import { Bench, type EncodedFactors, mixedProfile, ownProfile, sharedProfile } from "../profile/bench.ts";
+import { layerInputPoints, type QuantizationPoint, withoutPlace } from "../quantizable/points.ts";
+import { findQuantizable } from "../quantizable/quantizable.ts";
 import type { Encoding } from "../quantization/index.ts";
 import type { Observations } from "../records/observations.ts";
 import { type Profile, pointEncoding } from "../records/profile.ts";
 import type { Policy } from "../settings/policy.ts";
 import type { SimulatedPipeline } from "../simulate/simulated-pipeline.ts";
-import type { Placement, QuantizationPoint } from "../simulate/simulation-graph.ts";
+import type { Placement } from "../simulate/simulation-graph.ts";
 import { adaptersOf } from "./cases.ts";
 import type { Drawer, OpenedDrawer } from "./pictures.ts";
 
@@ -77,14 +78,7 @@ export class Simulations {
   /** The points at layers' inputs, and which observed values they hold. */
   layerInputs(): QuantizationPoint[] {
     const { layers } = findQuantizable(cloneModel(this.#bench.prepared), this.#bench.model.slots);
-    return layers.flatMap(({ name, activations }) =>
-      activations.map(({ node, index }, position) => ({
-        name: `${name}#${position}`,
-        kind: "layer-input" as const,
-        observed: movedFrom(node.input(index)).name,
-        layer: name,
-      })),
-    );
+    return layerInputPoints(layers).map(withoutPlace);
   }
 
   /** The profile's own encodings. */
@@ -109,7 +103,8 @@ export class Simulations {
     policy: Policy = this.sources.profile.policy,
   ): Encoding[] | null {
     if (!this.#bench.hasSeen(tasks)) return null;
-    return this.#bench.encodings(points, sharedProfile(tasks, policy), widthsOf(policy, narrow));
+    const share = this.sources.profile.strategy.kind === "mixed" ? mixedProfile : sharedProfile;
+    return this.#bench.encodings(points, share(tasks, policy), widthsOf(policy, narrow));
   }
 
   /** Tasks that the profile's ranges come from. */

@@ -65,7 +65,7 @@ export function exposeGraph(
           ? groupedConvBranch(model, layer, call, factors, strengthOf("vector"))
           : linearBranch(model, layer, call, factors, strengthOf("vector"));
       const sum = graph.addNode("Add", [call.output, branch], { name: `${branchName(layer, call)}/Add` });
-      graph.replace(call.output, sum.output(), sum);
+      graph.replace(call.output, sum.output(), { except: sum });
     }
   }
   return { strengthInput, slots };

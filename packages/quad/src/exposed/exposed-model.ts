@@ -5,9 +5,10 @@ import type { AdapterFactors } from "../factors/encode-factors.ts";
 import { factorPath } from "../factors/factor-file.ts";
 import { loadFactors } from "../factors/load-factors.ts";
 import { otherFactors } from "../factors/other-factors.ts";
+import type { DenoiserShape } from "../model/denoiser.ts";
 import { componentFile, graphIdentity } from "../model/graph-files.ts";
 import { denoiserSlots } from "../model/slots.ts";
-import { type DenoiserShape, prepareGraph } from "../quantizable/prepare-graph.ts";
+import { prepareGraph } from "../quantizable/prepare-graph.ts";
 import type { Profile } from "../records/profile.ts";
 
 /** Factors of an exposed folder's adapters, all of one rank. */

@@ -75,13 +75,24 @@ function convert(tensor: SafetensorsTensor, type: string, file: string): TensorD
 }
 
 /**
- * A graph's outputs as tensors of a file.
+ * A file's tensor as a graph takes or gives it, in the file's element type.
+ * @param file - for messages
+ * @throws InputError for element types that graphs do not have
+ */
+export function fromSafetensors(tensor: SafetensorsTensor, file: string): TensorData {
+  const type = Object.keys(dtypes).find((name) => dtypes[name] === tensor.dtype);
+  if (type) return { type, dims: [...tensor.shape], data: toTypedArray(tensor) } as TensorData;
+  throw new InputError({ what: `graphs have no ${tensor.dtype} tensors`, file, where: tensor.name });
+}
+
+/**
+ * Tensors of a graph as those of a file.
  * @throws InputError for element types that safetensors files do not hold
  */
 export function toSafetensors(tensors: Readonly<Record<string, TensorData>>): SafetensorsInput[] {
   return Object.entries(tensors).map(([name, { type, dims, data }]) => {
     const dtype = dtypes[type];
-    if (!dtype) throw new InputError({ what: `safetensors files hold no ${type} tensors`, where: `output "${name}"` });
+    if (!dtype) throw new InputError({ what: `safetensors files hold no ${type} tensors`, where: `tensor "${name}"` });
     return { name, dtype, shape: [...dims], data: data as ArrayBufferView };
   });
 }

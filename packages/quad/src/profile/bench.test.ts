@@ -7,9 +7,9 @@ import { temporaryFolder } from "../../../../test/helpers/models.ts";
 import { ExposedModel } from "../exposed/exposed-model.ts";
 import { factorMetadata, factorPath, readFactorFile } from "../factors/factor-file.ts";
 import { writeSafetensors } from "../files/safetensors.ts";
+import type { QuantizationPoint } from "../quantizable/points.ts";
 import type { Observations } from "../records/observations.ts";
 import { policySchema } from "../settings/policy.ts";
-import type { QuantizationPoint } from "../simulate/simulation-graph.ts";
 import { chooseEncodings, widthsOf } from "./activation-encodings.ts";
 import { Bench, ownProfile, sharedProfile } from "./bench.ts";
 

@@ -2,10 +2,11 @@ import type { Model, Value } from "@quad-lora/onnx";
 import type { SlotsFile } from "@quad-lora/runtime";
 import type { ModelEncodings } from "../encodings-files/index.ts";
 import { factorEncoding } from "../factors/encode-factors.ts";
+import { layerInputPoint } from "../quantizable/points.ts";
 import { findQuantizable, type QuantizableLayer } from "../quantizable/quantizable.ts";
+import { layerEncoding } from "../quantizable/weights.ts";
 import type { Encoding } from "../quantization/index.ts";
 import { type Profile, pointEncoding } from "../records/profile.ts";
-import { layerEncoding } from "../simulate/simulation-graph.ts";
 
 /**
  * A profile in the terms of toolchains that quantize by themselves: one encoding per tensor of the prepared graph.
@@ -53,7 +54,7 @@ function layerInputs(layers: readonly QuantizableLayer[]): Map<Value, { names: s
     for (const [position, { node, index }] of layer.activations.entries()) {
       const value = node.input(index);
       const known = inputs.get(value) ?? { names: [], isOnlyReader: false };
-      known.names.push(`${layer.name}#${position}`);
+      known.names.push(layerInputPoint(layer.name, position));
       known.isOnlyReader = known.names.length === value.uses.length;
       inputs.set(value, known);
     }

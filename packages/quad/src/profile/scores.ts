@@ -1,4 +1,5 @@
 import { jensenShannonDivergence } from "../metrics/index.ts";
+import { floatValues } from "../model/denoiser-calls.ts";
 import type { ModelCall } from "../records/trajectory.ts";
 
 /** How far a quantized denoiser is from the full-precision one on recorded calls. */
@@ -22,12 +23,10 @@ export class ScoreKeeper {
   #noise = 0;
 
   add(call: Pick<ModelCall, "output">, quantized: Float32Array): void {
-    const reference = call.output.data as Float32Array;
-    const [rows, channels] = call.output.dims;
-    const plane = reference.length / (rows * channels);
-    for (let start = 0; start < reference.length; start += plane) {
-      const exact = reference.subarray(start, start + plane);
-      const approximate = quantized.subarray(start, start + plane);
+    const reference = floatValues(call.output);
+    const approximations = fieldsOf(quantized, call.output.dims);
+    for (const exact of fieldsOf(reference, call.output.dims)) {
+      const approximate = approximations.next().value!;
       const deviation = deviationOf(exact);
       const distribution = (field: Float32Array) => softmax(field, deviation);
       this.#divergence += jensenShannonDivergence(distribution(exact), distribution(approximate));
@@ -45,6 +44,22 @@ export class ScoreKeeper {
       qss: this.#fields > 0 ? this.#divergence / this.#fields : 0,
       sqnr: this.#noise > 0 ? 10 * Math.log10(this.#signal / this.#noise) : Number.POSITIVE_INFINITY,
     };
+  }
+}
+
+/** Every channel of every row: of pictures `[rows, channels, height, width]`, of sequences `[rows, patches, channels]`. */
+function* fieldsOf(values: Float32Array, dims: readonly number[]): Generator<Float32Array, undefined> {
+  const isSequence = dims.length === 3;
+  const [rows, first, second] = dims;
+  const channels = isSequence ? second : first;
+  const size = values.length / (rows * channels);
+  for (let row = 0; row < rows; row++) {
+    const start = row * channels * size;
+    for (let channel = 0; channel < channels; channel++) {
+      yield isSequence
+        ? Float32Array.from({ length: size }, (_, patch) => values[start + patch * channels + channel])
+        : values.subarray(start + channel * size, start + (channel + 1) * size);
+    }
   }
 }
 

@@ -1,7 +1,7 @@
-import { InputError } from "@quad-lora/base";
 import { type Model, specialize, tensorType } from "@quad-lora/onnx";
 import type { SlotsFile } from "@quad-lora/runtime";
 import { factorDims, slotInputs } from "../factors/slot-layout.ts";
+import { type DenoiserShape, denoiserDims } from "../model/denoiser.ts";
 import { findBranches } from "./quantizable.ts";
 
 /**
@@ -9,17 +9,6 @@ import { findBranches } from "./quantizable.ts";
  * channel (13). From 13 to 17 no operator of an exported diffusion model changes its meaning, so raising the number is all.
  */
 const neededOpset = 17;
-
-/** Sizes that a denoiser is fixed to when it is quantized. */
-export interface DenoiserShape {
-  /** Rows per run: 2 for classifier-free guidance. */
-  batch: number;
-  /** Latent height and width. */
-  height: number;
-  width: number;
-  /** Tokens of the text encoder. */
-  tokens: number;
-}
 
 /**
  * The form of an exposed graph that is observed, simulated, trained and compiled: shapes fixed (except the adapters'
@@ -36,12 +25,11 @@ export async function prepareGraph(
   if (model.opset >= 13 && model.opset < neededOpset) model.opsets.set("", neededOpset);
   model.irVersion = Math.max(model.irVersion, 8);
   const adapterShapes = new Map(adapterInputShapes(slots));
-  const inputs: Record<string, number[]> = {};
-  for (const input of model.graph.inputs) {
-    const symbolic = adapterShapes.get(input.name);
-    inputs[input.name] = symbolic
-      ? factorDims(symbolic, rank)
-      : denoiserInputShape(model, input.name, input.type?.kind === "tensor" ? input.type.shape : null, shape);
+  const own = model.graph.inputs.filter(({ name }) => !adapterShapes.has(name));
+  const inputs = denoiserDims(own, shape, model.file);
+  for (const { name } of model.graph.inputs) {
+    const symbolic = adapterShapes.get(name);
+    if (symbolic) inputs[name] = factorDims(symbolic, rank);
   }
   await specialize(model, { inputs });
   for (const input of model.graph.inputs) {
@@ -59,27 +47,4 @@ export async function prepareGraph(
 function* adapterInputShapes(slots: SlotsFile["components"][string]): Generator<[string, (number | "rank")[]]> {
   yield [slots.strengthInput, ["rank"]];
   yield* slotInputs(slots.slots);
-}
-
-function denoiserInputShape(
-  model: Model,
-  name: string,
-  declared: readonly (number | string | null)[] | null,
-  { batch, height, width, tokens }: DenoiserShape,
-): number[] {
-  if (!declared) {
-    throw new InputError({ what: "the graph declares no shape for this input", file: model.file, where: name });
-  }
-  const wanted = declared.length === 4 ? [batch, -1, height, width] : declared.length === 3 ? [batch, tokens, -1] : [1];
-  return declared.map((dim, axis) => {
-    if (typeof dim === "number") return dim;
-    const length = wanted[axis];
-    if (length !== undefined && length > 0) return length;
-    throw new InputError({
-      what: `cannot tell the length of axis ${axis}`,
-      file: model.file,
-      where: `input "${name}"`,
-      fix: "Export the model with this axis fixed.",
-    });
-  });
 }

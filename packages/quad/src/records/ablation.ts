@@ -1,6 +1,7 @@
 import { existsSync } from "node:fs";
 import { z } from "zod";
 import { readRecord, writeRecord } from "../files/json.ts";
+import { targetNames } from "../targets/index.ts";
 
 const figuresSchema = z.strictObject({
   pictures: z.int().positive(),
@@ -39,7 +40,7 @@ export type AblationRow = z.infer<typeof rowSchema>;
 const ablationSchema = z.strictObject({
   format: z.literal("quad-ablation"),
   version: z.literal(1, { error: "unknown version: this program reads version 1" }),
-  placement: z.enum(["npu", "cpu"]),
+  placement: z.enum(targetNames),
   /** Held-out pictures per task. */
   pictures: z.int().positive(),
   /** The task whose ranges the rows with `profile: anchor` share. */

@@ -1,7 +1,9 @@
 import { z } from "zod";
 import { readRecord, writeRecord } from "../files/json.ts";
+import { denoiserShapeSchema } from "../model/denoiser.ts";
 import type { Encoding } from "../quantization/index.ts";
 import { policySchema } from "../settings/policy.ts";
+import { targetNames } from "../targets/index.ts";
 
 const bitsSchema = z.union([z.literal(8), z.literal(16)]);
 
@@ -18,15 +20,15 @@ const profileSchema = z.strictObject({
   component: z.string(),
   /** SHA-256 of the exposed graph that the profile belongs to. */
   graph: z.string(),
-  placement: z.enum(["npu", "cpu"]),
+  placement: z.enum(targetNames),
   /** What the graph was fixed to. */
-  shape: z.strictObject({ batch: z.int(), height: z.int(), width: z.int(), tokens: z.int() }),
-  /** The largest rank among the adapters: that of an NPU graph, and of the padded factors that scores were taken with. */
+  shape: denoiserShapeSchema,
+  /** The largest rank among the adapters: that of a graph of fixed rank, and of the padded factors that scores were taken with. */
   rank: z.int().positive(),
   policy: policySchema,
   /** How the shared encodings were chosen. */
   strategy: z.strictObject({
-    kind: z.enum(["anchor", "unified"]),
+    kind: z.enum(["anchor", "unified", "mixed"]),
     /** The task whose ranges all share. */
     anchor: z.string().nullable(),
     reason: z.string(),

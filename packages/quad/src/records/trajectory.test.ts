@@ -3,8 +3,9 @@ import { beforeAll, describe, expect, test } from "vitest";
 import { exposedPocket } from "../../../../test/helpers/exposed-pocket.ts";
 import { temporaryFolder } from "../../../../test/helpers/models.ts";
 import { relativeDifference } from "../../../../test/helpers/pictures.ts";
-import { alignBatches, recordTask, shapeOf } from "../calibrate/calibrate.ts";
+import { recordTask } from "../calibrate/calibrate.ts";
 import { writeSafetensors } from "../files/safetensors.ts";
+import { alignBatches, shapeOf } from "../model/denoiser-calls.ts";
 import { openFolder } from "../model/open-folder.ts";
 import { type ModelCall, readTrajectory, type Trajectory, writeTrajectory } from "./trajectory.ts";
 
@@ -40,6 +41,21 @@ describe("trajectory files", () => {
       ],
     };
     const path = join(folder, "trajectory.safetensors");
+    await writeTrajectory(path, trajectory);
+    expect(await readTrajectory(path)).toEqual(trajectory);
+  });
+
+  test("keep inputs and outputs in the graph's own types", async () => {
+    const inputs: ModelCall["inputs"] = {
+      hidden_states: { type: "float16", dims: [1, 2], data: Uint16Array.of(0x3c00, 0xb555) },
+      encoder_attention_mask: { type: "int64", dims: [1, 2], data: BigInt64Array.of(1n, 0n) },
+      timestep: { type: "int32", dims: [1], data: Int32Array.of(-7) },
+      time_ids: { type: "float64", dims: [1, 1], data: Float64Array.of(1 / 3) },
+      is_padded: { type: "bool", dims: [1, 2], data: Uint8Array.of(1, 0) },
+    };
+    const output: ModelCall["output"] = { type: "float16", dims: [1, 2], data: Uint16Array.of(0, 0x7bff) };
+    const trajectory: Trajectory = { task: "a", calls: [{ caseIndex: 0, step: 0, steps: 1, inputs, output }] };
+    const path = join(folder, "types.safetensors");
     await writeTrajectory(path, trajectory);
     expect(await readTrajectory(path)).toEqual(trajectory);
   });

@@ -1,7 +1,9 @@
 import type { SafetensorsInput } from "@quad-lora/base";
 import { InputError } from "@quad-lora/base";
 import type { GenerateOptions, TensorData } from "@quad-lora/runtime";
+import { fromSafetensors, toSafetensors } from "../files/runtime-tensors.ts";
 import { openSafetensors, writeSafetensors } from "../files/safetensors.ts";
+import type { DenoiserCall } from "../model/denoiser-calls.ts";
 
 /** One picture of a task: what a user would ask for. */
 export type TaskCase = Pick<
@@ -10,15 +12,15 @@ export type TaskCase = Pick<
 >;
 
 /** One run of the denoiser inside a real generation. */
-export interface ModelCall {
+export interface ModelCall extends DenoiserCall {
   /** Index of the case. */
   caseIndex: number;
   /** Index of the time step, 0 first. */
   step: number;
   steps: number;
-  /** The graph's own inputs (`sample`, `timestep`, `encoder_hidden_states`), adapter inputs left out. */
-  inputs: Record<string, TensorData>;
-  /** What the full-precision model returned: `out_sample [batch, channels, height, width]`. */
+  /** The graph's own inputs by name, in its types; adapter inputs left out. */
+  inputs: Readonly<Record<string, TensorData>>;
+  /** What the full-precision model returned: `[batch, channels, height, width]`, or `[batch, patches, features]`. */
   output: TensorData;
 }
 
@@ -38,20 +40,16 @@ export interface Trajectory {
   results?: CaseResult[];
 }
 
-const dtypeOf: Record<string, SafetensorsInput["dtype"]> = { float32: "F32", int64: "I64", float16: "F16" };
-
 /**
  * One safetensors file: tensors `CALL.inputs.NAME` and `CALL.output`, the calls' indices in the metadata; `case.CASE.latents`
  * and the guidance of the cases.
  */
 export async function writeTrajectory(path: string, trajectory: Trajectory): Promise<void> {
   const tensors: SafetensorsInput[] = [];
-  const add = (name: string, { type, dims, data }: TensorData) =>
-    tensors.push({ name, dtype: dtypeOf[type], shape: [...dims], data: data as ArrayBufferView });
-  trajectory.calls.forEach((call, index) => {
-    for (const [name, tensor] of Object.entries(call.inputs)) add(`${index}.inputs.${name}`, tensor);
-    add(`${index}.output`, call.output);
-  });
+  for (const [index, { inputs, output }] of trajectory.calls.entries()) {
+    const named = Object.entries(inputs).map(([name, tensor]) => [`${index}.inputs.${name}`, tensor]);
+    tensors.push(...toSafetensors({ ...Object.fromEntries(named), [`${index}.output`]: output }));
+  }
   const { results } = trajectory;
   results?.forEach(({ latents }, index) => {
     tensors.push({ name: `case.${index}.latents`, dtype: "F32", shape: [latents.length], data: latents });
@@ -82,12 +80,7 @@ export async function readTrajectory(path: string): Promise<Trajectory> {
       const inputs: Record<string, TensorData> = {};
       let output: TensorData | undefined;
       for (const name of byCall.get(String(index)) ?? []) {
-        const { dtype, shape, bytes } = await file.read(name);
-        const tensor = (
-          dtype === "I64"
-            ? { type: "int64", dims: [...shape], data: new BigInt64Array(bytes.slice().buffer) }
-            : { type: "float32", dims: [...shape], data: new Float32Array(bytes.slice().buffer) }
-        ) as TensorData;
+        const tensor = fromSafetensors(await file.read(name), path);
         if (name.endsWith(".output")) output = tensor;
         else inputs[name.slice(name.indexOf(".inputs.") + 8)] = tensor;
       }

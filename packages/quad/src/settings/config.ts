@@ -5,6 +5,7 @@ import { InputError } from "@quad-lora/base";
 import { createJiti } from "jiti";
 import { z } from "zod";
 import { parseJsonFile } from "../files/json.ts";
+import { defaultTarget, targetNames } from "../targets/index.ts";
 import { distillSchema } from "./distill.ts";
 import { policySchema } from "./policy.ts";
 import { tuneSchema } from "./tune.ts";
@@ -44,7 +45,7 @@ export const configSchema = z.strictObject({
   work: z.string().optional(),
   /** Tasks by name: adapters, and `base` for the model without one. */
   tasks: z.record(z.string(), taskSchema),
-  target: z.enum(["cpu", "npu"]).default("cpu"),
+  target: z.enum(targetNames).default(defaultTarget),
   policy: policySchema.prefault({}),
   /** How the profile's 8-bit ranges are trained; off by default. */
   tune: tuneSchema.prefault({}),

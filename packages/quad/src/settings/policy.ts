@@ -46,7 +46,7 @@ export const policySchema = z.strictObject({
   narrowRange: rangeMethodSchema.default({ kind: "mse", clipWeight: 4 }),
   /** Weigh groups of time steps by their own spread, so that late steps with small values keep their resolution. */
   balanceSteps: z.boolean().default(true),
-  /** Share of layers whose inputs get 8 bits, 0 to 1. Other activations keep 16 (npu) or stay float (cpu). */
+  /** Share of layers whose inputs get 8 bits, 0 to 1. Other activations keep 16, or stay float where the target leaves them so. */
   narrowShare: z.number().min(0).max(1).default(0),
   /** Instead of a share: as many narrow layers as keep the denoiser's signal to noise above this, dB. */
   narrowFloor: z.number().optional(),
@@ -61,9 +61,12 @@ export const policySchema = z.strictObject({
   headroom: z.number().min(1).default(4),
   /** Use the factors' gauge freedom to fit each adapter to the shared scales. */
   align: z.boolean().default(true),
-  /** "auto" takes the anchor unless all adapters are about equally sensitive. */
-  strategy: z.enum(["auto", "anchor", "unified"]).default("auto"),
-  /** Relative spread of the scores, (max - min) / max, below which "auto" merges all distributions. */
+  /**
+   * Whose ranges all share. "auto" scores every way and takes the one whose worst task loses least; "paper" takes the anchor
+   * unless all adapters are about equally sensitive; the others are taken as said.
+   */
+  strategy: z.enum(["auto", "paper", "anchor", "unified", "mixed"]).default("auto"),
+  /** Relative spread of the scores, (max - min) / max, below which "paper" merges all distributions. */
   unifiedThreshold: z.number().min(0).max(1).default(0.2),
 });
 /** What gets quantized how, with defaults filled in. */

@@ -4,15 +4,10 @@ import type { GeneratedImage, Pipeline, SlotsFile } from "@quad-lora/runtime";
 import type { EncodedAdapter } from "../factors/encode-factors.ts";
 import { factorMetadata } from "../factors/factor-file.ts";
 import { openWithGraph } from "../model/open-with-graph.ts";
+import type { QuantizationPoint } from "../quantizable/points.ts";
 import { type Encoding, encodingRange } from "../quantization/index.ts";
 import type { ModelCall, TaskCase } from "../records/trajectory.ts";
-import {
-  buildSimulation,
-  encodingInputs,
-  type QuantizationPoint,
-  type Simulation,
-  type SimulationOptions,
-} from "./simulation-graph.ts";
+import { buildSimulation, encodingInputs, type Simulation, type SimulationOptions } from "./simulation-graph.ts";
 
 /**
  * An exposed folder whose denoiser quantizes in simulation. One session serves every profile and adapter: encodings and

@@ -1,6 +1,7 @@
 import { type Graph, type Model, runModel, Tensor } from "@quad-lora/onnx";
 import { beforeAll, describe, expect, test } from "vitest";
 import { buildModel, maxRelative, randomTensor } from "../../../../test/helpers/models.ts";
+import type { QuantizationPoint } from "../quantizable/points.ts";
 import { findQuantizable } from "../quantizable/quantizable.ts";
 import {
   type Encoding,
@@ -9,7 +10,7 @@ import {
   fakeQuantize,
   weightEncoding,
 } from "../quantization/index.ts";
-import { buildSimulation, encodingInputs, type QuantizationPoint, type SimulationOptions } from "./simulation-graph.ts";
+import { buildSimulation, encodingInputs, type SimulationOptions } from "./simulation-graph.ts";
 
 const slots = { strengthInput: "unet.lora_strength", slots: [] };
 const x = randomTensor([3, 4], 1);

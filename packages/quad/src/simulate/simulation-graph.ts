@@ -9,25 +9,14 @@ import {
   type Value,
 } from "@quad-lora/onnx";
 import type { SlotsFile } from "@quad-lora/runtime";
-import { findQuantizable, movedFrom, type Quantizable } from "../quantizable/quantizable.ts";
-import { type BitWidth, type Encoding, fakeQuantize, weightEncoding } from "../quantization/index.ts";
+import { type PlacedPoint, type QuantizationPoint, withoutPlace } from "../quantizable/points.ts";
+import { findQuantizable, type Quantizable } from "../quantizable/quantizable.ts";
+import { layerEncoding, type WeightOptions } from "../quantizable/weights.ts";
+import { fakeQuantize } from "../quantization/index.ts";
+import { type TargetName, targetNamed } from "../targets/index.ts";
 
-/**
- * Where a target quantizes activations: `npu` every one of them (16 bits between the layers), `cpu` only the inputs of
- * layers that run on integer kernels; everything else stays float there.
- */
-export type Placement = "npu" | "cpu";
-
-/** One place where the simulated graph rounds an activation to a grid. */
-export interface QuantizationPoint {
-  /** Value name, or `LAYER#INPUT` for the input edge of a layer. */
-  name: string;
-  kind: "activation" | "layer-input";
-  /** The observed value whose statistics hold here. */
-  observed: string;
-  /** For layer inputs: the layer's name. */
-  layer?: string;
-}
+/** Name of the target whose points a simulation rounds at. */
+export type Placement = TargetName;
 
 export interface Simulation {
   model: Model;
@@ -38,12 +27,9 @@ export interface Simulation {
 /** Inputs that the simulated graph adds, `[points]` each: a grid's step, its least and its greatest value. */
 export const encodingInputs = { scale: "quad.scale", low: "quad.range_low", high: "quad.range_high" } as const;
 
-export interface SimulationOptions {
+export interface SimulationOptions extends WeightOptions {
   placement: Placement;
-  weightBits: BitWidth;
-  /** How weight scales are found; per output channel in any case. */
-  weightMethod: "min-max" | "mse";
-  /** Round phases too, as no target does: for the study of what a fully 8-bit model suffers from. */
+  /** Round phases as if they were activations, as no target does: for the study of what a fully 8-bit model suffers from. */
   roundPhases?: boolean;
 }
 
@@ -63,35 +49,27 @@ export function buildSimulation(
   const quantizable = findQuantizable(model, slots);
   roundWeights(graph, quantizable, options);
 
-  const points: QuantizationPoint[] = [];
-  const insertions: ((encoding: PointEncoding) => void)[] = [];
-  if (options.placement === "npu") {
-    for (const value of [...quantizable.activations, ...(options.roundPhases ? quantizable.phases : [])]) {
-      points.push({ name: value.name, kind: "activation", observed: value.name });
-      insertions.push((encoding) => {
-        const readers = value.uses;
-        const rounded = round(graph, value, encoding, value.name);
-        for (const { node, index } of readers) node.setInput(index, rounded);
-        if (graph.outputs.includes(value)) replaceOutput(graph, value, rounded);
-      });
-    }
-  }
-  for (const layer of quantizable.layers) {
-    for (const [position, { node, index }] of layer.activations.entries()) {
-      const name = `${layer.name}#${position}`;
-      points.push({ name, kind: "layer-input", observed: movedFrom(node.input(index)).name, layer: layer.name });
-      insertions.push((encoding) => {
-        node.setInput(index, round(graph, node.input(index), encoding, name));
-      });
-    }
-  }
+  const { activations, phases } = quantizable;
+  const rounded = options.roundPhases ? { ...quantizable, activations: [...activations, ...phases] } : quantizable;
+  const points = targetNamed(options.placement).points(rounded);
   const vectors = [encodingInputs.scale, encodingInputs.low, encodingInputs.high].map((name) =>
     split(graph, graph.addInput(name, "float32", [points.length]), points.length),
   );
-  insertions.forEach((insert, index) => {
-    insert({ scale: vectors[0][index], low: vectors[1][index], high: vectors[2][index] });
-  });
-  return { model, points, layers: quantizable.layers };
+  for (const [index, point] of points.entries()) {
+    insert(graph, point, { scale: vectors[0][index], low: vectors[1][index], high: vectors[2][index] });
+  }
+  return { model, points: points.map(withoutPlace), layers: quantizable.layers };
+}
+
+function insert(graph: Graph, point: PlacedPoint, encoding: PointEncoding): void {
+  const { name } = point;
+  if (point.kind === "layer-input") {
+    const { node, index } = point.edge;
+    node.setInput(index, round(graph, node.input(index), encoding, name).rounded);
+    return;
+  }
+  const { clip, rounded } = round(graph, point.value, encoding, name);
+  graph.replace(point.value, rounded, { except: clip, formerName: `${name}_unrounded` });
 }
 
 interface PointEncoding {
@@ -100,20 +78,12 @@ interface PointEncoding {
   high: Value;
 }
 
-function round(graph: Graph, value: Value, { scale, low, high }: PointEncoding, name: string): Value {
+/** The rounded form of a value, and the node that reads the unrounded one. */
+function round(graph: Graph, value: Value, { scale, low, high }: PointEncoding, name: string) {
   const at = (operator: string) => ({ name: `quad/${name}/${operator}` });
-  const clipped = graph.apply("Clip", [value, low, high], at("Clip"));
-  const codes = graph.apply("Round", [graph.apply("Div", [clipped, scale], at("Div"))], at("Round"));
-  return graph.apply("Mul", [codes, scale], at("Mul"));
-}
-
-/** A graph output keeps its name; its unrounded form gets another. */
-function replaceOutput(graph: Graph, value: Value, rounded: Value): void {
-  const name = value.name;
-  value.name = graph.claimName(`${name}_unrounded`);
-  rounded.name = name;
-  rounded.type = value.type;
-  graph.outputs[graph.outputs.indexOf(value)] = rounded;
+  const clip = graph.addNode("Clip", [value, low, high], at("Clip"));
+  const codes = graph.apply("Round", [graph.apply("Div", [clip.output(), scale], at("Div"))], at("Round"));
+  return { clip, rounded: graph.apply("Mul", [codes, scale], at("Mul")) };
 }
 
 /** `[n]` -> n scalars. */
@@ -121,36 +91,6 @@ function split(graph: Graph, vector: Value, count: number): Value[] {
   const sizes = graph.addInitializer("quad.split", Tensor.int64([count], new Array(count).fill(1)));
   const node: Node = graph.addNode("Split", [vector, sizes], { attributes: { axis: 0 }, outputCount: count });
   return node.outputs as Value[];
-}
-
-/** Axis of a layer's output channels in its weight, as the node reads it. */
-export function weightAxis(node: Node): number {
-  if (node.opType === "Conv") return 0;
-  return node.opType === "Gemm" && node.int("transB", 0) === 1 ? 0 : 1;
-}
-
-const knownEncodings = new WeakMap<Tensor, Map<string, Encoding>>();
-
-/**
- * The encoding of the weight that `node` reads, symmetric and per output channel. Remembered as long as the tensor lives:
- * the search for scales takes a while, and clones of a graph share their tensors.
- */
-export function layerEncoding(
-  weight: Value,
-  node: Node,
-  { weightBits: bits, weightMethod: method }: Pick<SimulationOptions, "weightBits" | "weightMethod">,
-): Encoding {
-  const tensor = weight.initializer!;
-  const axis = weightAxis(node);
-  const known = knownEncodings.get(tensor) ?? new Map<string, Encoding>();
-  knownEncodings.set(tensor, known);
-  const key = `${bits} ${method} ${axis}`;
-  let encoding = known.get(key);
-  if (!encoding) {
-    encoding = weightEncoding(tensor.toFloat32(), tensor.dims, { bits, axis, method });
-    known.set(key, encoding);
-  }
-  return encoding;
 }
 
 function roundWeights(graph: Graph, { layers }: Quantizable, options: SimulationOptions): void {

@@ -1,15 +1,7 @@
 import { InputError } from "@quad-lora/base";
-import {
-  Builder,
-  cloneModel,
-  deadCodeElimination,
-  type Model,
-  meanSquaredError,
-  packInputs,
-  runPasses,
-  specialize,
-  type Value,
-} from "@quad-lora/onnx";
+import { Builder, cloneModel, type Model, meanSquaredError, packInputs, specialize, type Value } from "@quad-lora/onnx";
+import { denoiserDims, textInput, timestepInput } from "../model/denoiser.ts";
+import { perRowTimesteps, type TimestepPort } from "../model/timesteps.ts";
 import { buildTrainingGraph, type TrainingGraph, type TrainingGraphOptions } from "./training-graph.ts";
 
 /** Names of the training graph's batch inputs. */
@@ -17,9 +9,9 @@ export const batchNames = {
   /** `[batch, channels, height, width]`: noisy latents, and conditioning behind them. */
   sample: "sample",
   /** `[batch]`, or the graph's own shape where it takes one time step for all rows. */
-  timestep: "timestep",
+  timestep: timestepInput,
   /** `[batch, tokens, width]` */
-  text: "encoder_hidden_states",
+  text: textInput,
   /** `[batch, latent channels, height, width]`: what the network should predict. */
   target: "training.target",
 } as const;
@@ -43,7 +35,8 @@ export interface DenoiserGraph {
   training: TrainingGraph;
   /** The same without gradients; its first output is the loss. */
   forward: Model;
-  timestep: { type: "int64" | "int32" | "float32"; dims: number[] };
+  /** How it takes time steps; null where it takes none. */
+  timestep: TimestepPort | null;
   /** Segments that activations are recomputed in; 1: all are kept. */
   segments: number;
 }
@@ -92,17 +85,10 @@ export async function buildDenoiserGraph(
 ): Promise<DenoiserGraph> {
   const { graph } = model;
   const { batch, height, width, tokens } = options;
-  const inputNamed = (name: string) => graph.inputs.find((input) => input.name === name)!;
-  const timestep = inputNamed(batchNames.timestep);
-  const timestepRank = timestep.type?.kind === "tensor" ? (timestep.type.shape?.length ?? 0) : 0;
-  await specialize(model, {
-    inputs: {
-      [batchNames.sample]: [batch, declared(inputNamed(batchNames.sample), 1), height, width],
-      [batchNames.timestep]: timestepRank === 0 ? [] : [batch],
-      [batchNames.text]: [batch, tokens, declared(inputNamed(batchNames.text), 2)],
-    },
-  });
-  const times = await perRowTimesteps(model, timestep, batch);
+  const own = graph.inputs.filter((input) => !parameters.includes(input));
+  const shape = { batch, height, width, tokens, rowTimesteps: true };
+  await specialize(model, { inputs: denoiserDims(own, shape, model.file) });
+  const timestep = await perRowTimesteps(model, batch);
   const packed = packInputs(model, parameters, parametersName);
   const build = new Builder(model);
   build.scope = "training";
@@ -123,8 +109,7 @@ export async function buildDenoiserGraph(
     const training = await buildTrainingGraph(copy, copy.graph.outputs[0], { ...packed, vector }, graphOptions);
     const bytes = training.peakBytes + ofVectors;
     if (segments !== "auto" || bytes <= memoryLimit) {
-      const timestepInput = { type: times.dataType as "int64", dims: [...build.dims(times)] };
-      return { training, forward: model, timestep: timestepInput, segments: choice };
+      return { training, forward: model, timestep, segments: choice };
     }
     least = choice === segmentChoices[0] ? bytes : Math.min(least, bytes);
   }
@@ -139,40 +124,4 @@ export async function buildDenoiserGraph(
 
 function gigabytes(bytes: number): string {
   return `${(bytes / 1e9).toPrecision(3)} GB`;
-}
-
-function declared(input: Value, axis: number): number {
-  const dim = input.type?.kind === "tensor" ? input.type.shape?.[axis] : undefined;
-  if (typeof dim === "number") return dim;
-  throw new InputError({
-    what: `the graph does not say how long axis ${axis} is`,
-    where: `input "${input.name}"`,
-    fix: "Export the model with this axis fixed.",
-  });
-}
-
-const movements = new Set(["Unsqueeze", "Squeeze", "Reshape", "Cast", "Identity", "Expand"]);
-
-/**
- * Exporters give the UNet one time step for the whole batch and expand it to the rows; training wants one per row. Where the
- * graph expands, an input of that size takes over. Where it does not (a batch of one row, or time embeddings that are
- * broadcast later) the graph keeps its own input.
- * @returns the graph's input for time steps
- */
-export async function perRowTimesteps(model: Model, timestep: Value, batch: number): Promise<Value> {
-  const { graph } = model;
-  if (timestep.concreteShape?.[0] === batch) return timestep;
-  for (let value = timestep; ; ) {
-    const [reader, ...others] = value.uses;
-    if (!reader || others.length > 0 || !movements.has(reader.node.opType)) return timestep;
-    value = reader.node.output();
-    if (value.concreteShape?.length !== 1 || value.concreteShape[0] !== batch || !value.dataType) continue;
-    timestep.name = graph.claimName(`${batchNames.timestep}.scalar`);
-    const rows = graph.addInput("training.timesteps", value.dataType, [batch]);
-    graph.replace(value, rows);
-    await runPasses(model, [deadCodeElimination]);
-    if (graph.inputs.includes(timestep)) graph.inputs.splice(graph.inputs.indexOf(timestep), 1);
-    rows.name = batchNames.timestep;
-    return rows;
-  }
 }

@@ -1,5 +1,6 @@
 import { InputError } from "@quad-lora/base";
 import { alphaSigma, parseSchedulerConfig, SeededRandom, type TensorData, targetWeights } from "@quad-lora/runtime";
+import { timestepTensor } from "../model/timesteps.ts";
 import { batchNames, type DenoiserGraph } from "./denoiser-graph.ts";
 import type { EncodedDataset, EncodedExample } from "./encode-dataset.ts";
 import type { BatchSource } from "./training-loop.ts";
@@ -87,7 +88,7 @@ function batchFiller(dataset: EncodedDataset, options: DiffusionBatchOptions) {
     throw new InputError({ what: "the examples are conditioned in different ways" });
   }
   // One time step for all rows where the graph takes only one.
-  const perRow = timestep.dims[0] === batch && timestep.dims.length === 1;
+  const perRow = timestep?.dims[0] === batch && timestep.dims.length === 1;
 
   const sample = new Float32Array(batch * rowSize);
   const target = new Float32Array(batch * latentSize);
@@ -109,7 +110,7 @@ function batchFiller(dataset: EncodedDataset, options: DiffusionBatchOptions) {
     }
     return {
       [batchNames.sample]: floats(sample, [batch, rowSize / plane, height, width]),
-      [batchNames.timestep]: timestepTensor(timestep, times),
+      ...(timestep ? { [batchNames.timestep]: timestepTensor(timestep, times) } : {}),
       [batchNames.text]: floats(text, [batch, tokens, textWidth]),
       [batchNames.target]: floats(target, [batch, latentChannels, height, width]),
     };
@@ -119,14 +120,4 @@ function batchFiller(dataset: EncodedDataset, options: DiffusionBatchOptions) {
 /** A copy: batches are kept by validation, and buffers are filled again. */
 function floats(data: Float32Array, dims: number[]): TensorData {
   return { type: "float32", dims, data: data.slice() };
-}
-
-function timestepTensor({ type, dims }: DenoiserGraph["timestep"], times: Float64Array): TensorData {
-  const data =
-    type === "int64"
-      ? BigInt64Array.from(times, BigInt)
-      : type === "int32"
-        ? Int32Array.from(times)
-        : Float32Array.from(times);
-  return { type, dims, data };
 }

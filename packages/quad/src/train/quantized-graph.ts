@@ -2,12 +2,13 @@ import { type Model, tensorType } from "@quad-lora/onnx";
 import type { SlotsFile } from "@quad-lora/runtime";
 import { fixFactors, fixStrength } from "../expose/fix-factors.ts";
 import type { Layer } from "../layers/find-layers.ts";
+import { perRowTimesteps } from "../model/timesteps.ts";
 import { prepareGraph } from "../quantizable/prepare-graph.ts";
 import type { Profile } from "../records/profile.ts";
 import { placeEncodings } from "../simulate/place-encodings.ts";
 import { buildSimulation } from "../simulate/simulation-graph.ts";
 import { type AdapterGraph, type AdapterGraphOptions, requireSlots } from "./adapter-graph.ts";
-import { batchNames, buildDenoiserGraph, perRowTimesteps } from "./denoiser-graph.ts";
+import { buildDenoiserGraph } from "./denoiser-graph.ts";
 
 /**
  * As `buildAdapterGraph`, on the quantized base: the exposed graph as a compiled one computes it, with the profile's encodings.
@@ -27,8 +28,7 @@ export async function buildQuantizedAdapterGraph(
   const slots = requireSlots(component.slots, layers, exposed);
   const prepared = await prepareGraph(exposed, component, { batch, height, width, tokens }, rank);
   // Before quantization points come between the time step and its expansion.
-  const timestep = prepared.graph.inputs.find(({ name }) => name === batchNames.timestep);
-  if (timestep) await perRowTimesteps(prepared, timestep, batch);
+  await perRowTimesteps(prepared, batch);
   const { placement, policy } = profile;
   const simulation = buildSimulation(prepared, component, { placement, ...policy });
   await placeEncodings(simulation, profile);

@@ -3,10 +3,10 @@ import type { SlotsFile } from "@quad-lora/runtime";
 import { buildLoss, type StudentGraph } from "../distill/student-graph.ts";
 import { fixStrength } from "../expose/fix-factors.ts";
 import { factorDims, slotInputs } from "../factors/slot-layout.ts";
+import { perRowTimesteps } from "../model/timesteps.ts";
 import type { Profile } from "../records/profile.ts";
 import { placeEncodings } from "../simulate/place-encodings.ts";
 import { buildSimulation } from "../simulate/simulation-graph.ts";
-import { perRowTimesteps } from "../train/denoiser-graph.ts";
 import { buildTrainingGraph, type TrainingGraphOptions } from "../train/training-graph.ts";
 import { type RangeGroup, rangeGroups } from "./range-groups.ts";
 
@@ -45,8 +45,7 @@ export async function buildRangeGraph(
   options: RangeGraphOptions,
 ): Promise<RangeGraph> {
   const rows = options.calls * options.rowsPerCall;
-  const timestepInput = prepared.graph.inputs.find(({ name }) => name === "timestep");
-  const times = timestepInput ? await perRowTimesteps(prepared, timestepInput, rows) : null;
+  const timestep = await perRowTimesteps(prepared, rows);
   const { placement, policy } = profile;
   const simulation = buildSimulation(prepared, slots, { placement, ...policy });
   const { model } = simulation;
@@ -74,10 +73,7 @@ export async function buildRangeGraph(
   const vector = graph.inputs.find(({ name }) => name === rangeParameters)!;
   const layout = [{ name: rangeParameters, offset: 0, dims: [groups.length] }];
   const training = await buildTrainingGraph(model, loss, { vector, size: groups.length, layout }, options);
-  return {
-    ...{ training, forward, groups, batchInputs },
-    timestep: { type: (times?.dataType ?? "int64") as "int64", dims: [...(times ? build.dims(times) : [])] },
-  };
+  return { training, forward, groups, batchInputs, timestep };
 }
 
 /** A scalar per point: its group's scale times exp of the group's factor. */

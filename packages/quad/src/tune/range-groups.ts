@@ -1,6 +1,6 @@
 import { InputError } from "@quad-lora/base";
+import type { QuantizationPoint } from "../quantizable/points.ts";
 import type { Profile } from "../records/profile.ts";
-import type { QuantizationPoint } from "../simulate/simulation-graph.ts";
 
 /** Points that share a scale, and so one trained factor. */
 export interface RangeGroup {

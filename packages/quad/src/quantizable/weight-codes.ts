@@ -8,8 +8,7 @@ import {
   type Value,
 } from "@quad-lora/onnx";
 import { type Codes, type Encoding, pack4, quantize } from "../quantization/index.ts";
-import { layerEncoding, type SimulationOptions, weightAxis } from "../simulate/simulation-graph.ts";
-import { planeBias } from "./byte-planes.ts";
+import { layerEncoding, type WeightOptions, weightAxis } from "./weights.ts";
 
 /** A layer's quantized weight as a matrix `[rows, columns]`: rows are what a product sums over, columns its outputs. */
 export interface WeightMatrix {
@@ -19,16 +18,21 @@ export interface WeightMatrix {
   scale: Value;
 }
 
+export interface WeightCodesOptions {
+  bits: 4 | 8;
+  method: WeightOptions["weightMethod"];
+}
+
 /**
  * The base's weights as codes on symmetric grids, one scale per output channel: those that the simulation rounds to.
  * Scales are found at once; codes when they are read, so that no model lies in memory twice.
  */
 export class WeightCodes {
   readonly #graph: Graph;
-  readonly #options: { bits: 4 | 8; method: SimulationOptions["weightMethod"] };
+  readonly #options: WeightCodesOptions;
   readonly #made = new Map<string, Value>();
 
-  constructor(graph: Graph, options: { bits: 4 | 8; method: SimulationOptions["weightMethod"] }) {
+  constructor(graph: Graph, options: WeightCodesOptions) {
     this.#graph = graph;
     this.#options = options;
   }
@@ -90,19 +94,22 @@ export class WeightCodes {
     return { codes, scale, rows, columns, blockSize };
   }
 
-  /** The bias of a product of byte planes, float32 `[columns]`: see `planeBias`. */
-  planeBias(weight: Value, node: Node, encoding: Encoding, bias: Value | null): Value {
+  /** Sums over the rows of the rounded weight's matrix, in real units, `[columns]`: what a shift of the activations adds. */
+  columnSums(weight: Value, node: Node): Float32Array {
     const { rows, columns } = matrixShape(weight, node);
-    const { scale } = this.encoding(weight, node);
-    return this.#once(`${node.output().name}_plane_bias`, "float32", [columns], () => {
-      const matrix = matrixCodes(weight, node, this.encoding(weight, node));
-      const sums = new Float64Array(columns);
-      for (let row = 0; row < rows; row++) {
-        for (let column = 0; column < columns; column++) sums[column] += matrix[row * columns + column];
-      }
-      const real = Float32Array.from(sums, (sum, column) => sum * scale[column]);
-      return bytesOf(planeBias(encoding, bias?.initializer?.toFloat32() ?? null, real));
-    });
+    const encoding = this.encoding(weight, node);
+    const matrix = matrixCodes(weight, node, encoding);
+    const sums = new Float64Array(columns);
+    for (let row = 0; row < rows; row++) {
+      for (let column = 0; column < columns; column++) sums[column] += matrix[row * columns + column];
+    }
+    return Float32Array.from(sums, (sum, column) => sum * encoding.scale[column]);
+  }
+
+  /** A float32 vector `[columns]` that is computed when it is read; made once per name. */
+  vector(name: string, weight: Value, node: Node, compute: () => Float32Array): Value {
+    const { columns } = matrixShape(weight, node);
+    return this.#once(name, "float32", [columns], () => bytesOf(compute()));
   }
 
   #scale(weight: Value, { scale }: Encoding): Value {

@@ -1,12 +1,12 @@
 import type { Graph, Model, Node, Value } from "@quad-lora/onnx";
-import type { Quantizable, QuantizableLayer } from "../quantizable/quantizable.ts";
-import type { Encoding } from "../quantization/index.ts";
+import { layerInputPoint } from "../../quantizable/points.ts";
+import type { Quantizable, QuantizableLayer } from "../../quantizable/quantizable.ts";
+import type { WeightMatrix } from "../../quantizable/weight-codes.ts";
+import type { Encoding } from "../../quantization/index.ts";
+import type { PlacementTools } from "../target.ts";
 import { fuseAttention } from "./attention.ts";
-import { joinPlanes, planeEncodings, splitIntoPlanes } from "./byte-planes.ts";
+import { joinPlanes, planeBias, planeEncodings, splitIntoPlanes } from "./byte-planes.ts";
 import { columnsOf, columnsShape, isPlainConv, rowsAsImage } from "./convolution-columns.ts";
-import type { PlacementTools } from "./quantized-graph.ts";
-import { replaceValue } from "./replace-value.ts";
-import type { WeightMatrix } from "./weight-codes.ts";
 
 const contrib = "com.microsoft";
 
@@ -14,12 +14,8 @@ const contrib = "com.microsoft";
  * Layers become products of integers with float results: of 8-bit codes where narrow, of the two bytes of 16-bit codes where
  * wide. Products of two activations do so where both inputs are narrow; all else stays float. Edits `model` in place.
  */
-export function placeForCpu(
-  model: Model,
-  { layers }: Quantizable,
-  tools: PlacementTools,
-  narrowLayers: ReadonlySet<string>,
-): void {
+export function placeForCpu(model: Model, { layers }: Quantizable, tools: PlacementTools): void {
+  const { narrowLayers } = tools;
   const placement = new CpuPlacement(model.graph, tools);
   const narrowNodes = new Set(layers.filter(({ name }) => narrowLayers.has(name)).flatMap(({ nodes }) => nodes));
   fuseAttention(model, (product) => !narrowNodes.has(product));
@@ -30,7 +26,7 @@ export function placeForCpu(
       continue;
     }
     for (const [position, node] of layer.nodes.entries()) {
-      const point = `${layer.name}#${position}`;
+      const point = layerInputPoint(layer.name, position);
       if (node.opType === "Conv" && !isPlainConv(node)) placement.floatLayer(node, layer.weight!, point);
       else if (isNarrow) placement.narrowLayer(node, layer.weight!, point);
       else if (tools.weights.bits === 4 && node.opType !== "Conv") placement.blockLayer(node, layer.weight!);
@@ -70,7 +66,9 @@ class CpuPlacement {
     const isConv = node.opType === "Conv";
     const left = isConv ? columnsOf(graph, node, planes, [high.zeroPoint[0], low.zeroPoint[0]]) : planes;
     const { bias, target } = takeBias(node);
-    const planesBias = weights.planeBias(weight, node, encoding, bias);
+    const planesBias = weights.vector(`${node.output().name}_plane_bias`, weight, node, () =>
+      planeBias(encoding, bias?.initializer?.toFloat32() ?? null, weights.columnSums(weight, node)),
+    );
     // Both planes with one scale and one zero point: joining and the bias make up for it.
     const common = { ...high, scale: low.scale };
     const product = this.#product(node, left, common, weights.matrix(weight, node), planesBias);
@@ -103,9 +101,10 @@ class CpuPlacement {
   narrowProduct({ name, nodes: [node] }: QuantizableLayer): void {
     const { codes, encodingOf } = this.#tools;
     const graph = this.#graph;
-    const [left, right] = [0, 1].map((index) => encodingOf(`${name}#${index}`));
+    const points = [0, 1].map((index) => layerInputPoint(name, index));
+    const [left, right] = points.map(encodingOf);
     const [a, b] = [left, right].map((encoding, index) =>
-      this.#once(node.input(index), encoding, () => codes.quantize(node.input(index), encoding, `${name}#${index}`)),
+      this.#once(node.input(index), encoding, () => codes.quantize(node.input(index), encoding, points[index])),
     );
     // Attention scales its scores: the product's own scale takes that in.
     const { factor, target } = takeFactor(node);
@@ -145,7 +144,7 @@ class CpuPlacement {
     // What reads a layer's input may be a layer that comes later: its quantized forms stay right.
     const forms = this.#quantized.get(from);
     if (forms) this.#quantized.set(to, forms);
-    replaceValue(this.#graph, from, to);
+    this.#graph.replace(from, to, { keepName: true });
   }
 }
 

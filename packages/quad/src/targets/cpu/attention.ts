@@ -1,5 +1,4 @@
 import { floatAttribute, type Graph, type Model, type Node, type Value } from "@quad-lora/onnx";
-import { replaceValue } from "./replace-value.ts";
 
 /** softmax(factor * q k^T) v of several heads, as a graph spells it out. */
 interface Attention {
@@ -30,7 +29,7 @@ export function fuseAttention({ graph }: Model, isFloat: (product: Node) => bool
       domain: "com.microsoft",
       attributes: { num_heads: heads, scale: floatAttribute(factor) },
     });
-    replaceValue(graph, output, fused);
+    graph.replace(output, fused, { keepName: true });
   }
 }
 

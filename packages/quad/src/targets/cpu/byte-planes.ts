@@ -1,6 +1,6 @@
 import { type Graph, Tensor, tensorType, type Value } from "@quad-lora/onnx";
-import type { CodeNodes } from "../quantizable/code-nodes.ts";
-import type { Encoding } from "../quantization/index.ts";
+import type { CodeNodes } from "../../quantizable/code-nodes.ts";
+import type { Encoding } from "../../quantization/index.ts";
 
 /**
  * Integer kernels take 8-bit activations. A 16-bit code is two of them, `256 h + l`, and a layer is linear: both bytes go

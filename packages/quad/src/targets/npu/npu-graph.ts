@@ -1,7 +1,8 @@
-import type { Graph, Model, Value } from "@quad-lora/onnx";
-import { movesData, type Quantizable } from "../quantizable/quantizable.ts";
-import type { Encoding } from "../quantization/index.ts";
-import type { PlacementTools } from "./quantized-graph.ts";
+import type { Model, Value } from "@quad-lora/onnx";
+import { layerInputPoint } from "../../quantizable/points.ts";
+import { movesData, type Quantizable } from "../../quantizable/quantizable.ts";
+import type { Encoding } from "../../quantization/index.ts";
+import type { PlacementTools } from "../target.ts";
 
 /**
  * Every activation is quantized where it is made, and again at the input of a layer that takes fewer bits. Operators that
@@ -20,10 +21,10 @@ export function placeForNpu(
     return rounded;
   };
   const roundEverywhere = (value: Value, encoding: Encoding) => {
-    const readers = value.uses;
-    const rounded = round(value, encoding, value.name);
-    for (const { node, index } of readers) node.setInput(index, rounded);
-    if (graph.outputs.includes(value)) replaceOutput(graph, value, rounded);
+    const { name } = value;
+    const rounded = round(value, encoding, name);
+    const quantize = rounded.producer!.input(0).producer!;
+    graph.replace(value, rounded, { except: quantize, formerName: `${name}_unrounded` });
   };
   for (const value of activations) roundEverywhere(value, encodingOf(value.name));
   for (const node of graph.sorted()) {
@@ -33,7 +34,7 @@ export function placeForNpu(
   }
   for (const { name, activations: inputs, weight, nodes } of layers) {
     for (const [position, { node, index }] of inputs.entries()) {
-      const point = `${name}#${position}`;
+      const point = layerInputPoint(name, position);
       const encoding = encodingOf(point);
       const value = node.input(index);
       // A grid's own values stay what they are.
@@ -49,13 +50,4 @@ export function placeForNpu(
 
 function isSame(a: Encoding | undefined, b: Encoding): boolean {
   return a?.bits === b.bits && a.scale[0] === b.scale[0] && a.zeroPoint[0] === b.zeroPoint[0];
-}
-
-/** A graph output keeps its name; its unrounded form gets another. */
-function replaceOutput(graph: Graph, value: Value, rounded: Value): void {
-  const name = value.name;
-  value.name = graph.claimName(`${name}_unrounded`);
-  rounded.name = name;
-  rounded.type = value.type;
-  graph.outputs[graph.outputs.indexOf(value)] = rounded;
 }
