@@ -7,7 +7,7 @@ import {
   targetWeights,
 } from "@quad-lora/runtime";
 import { sampleInput, timestepInput } from "../model/denoiser.ts";
-import { floatValues, hasRows, joinRows } from "../model/denoiser-calls.ts";
+import { floatValues, hasRows, inFloat32, joinRows } from "../model/denoiser-calls.ts";
 import { readTimesteps, type TimestepPort, timestepTensor } from "../model/timesteps.ts";
 import type { ModelCall, Trajectory } from "../records/trajectory.ts";
 import type { BatchSource } from "../train/training-loop.ts";
@@ -208,9 +208,8 @@ function batchFiller({ call, guidance }: Example, { calls, timestep, batchInputs
     for (const [name, tensor] of Object.entries(call.inputs)) {
       if (!batchInputs.has(name) || name === timestepInput) continue;
       // What all rows share, positions say, is the same in every call.
-      batch[name] = hasRows(name, tensor, rows)
-        ? joinRows(examples.map((example) => example.call.inputs[name]))
-        : tensor;
+      const tensors = examples.map((example) => inFloat32(example.call.inputs[name]));
+      batch[name] = hasRows(name, tensor, rows) ? joinRows(tensors) : tensors[0];
     }
     if (timestep && batchInputs.has(timestepInput)) {
       batch[timestepInput] = timestepTensor(timestep, perRow ? times : [times[0]]);
