@@ -5,7 +5,8 @@ import { fileURLToPath } from "node:url";
 import { openPipeline } from "@quad-lora/runtime";
 import * as ort from "onnxruntime-node";
 import { expose, folderFiles, readImage, readMask, writeFileAtomically } from "quad-lora";
-import { createTerminal, formatBytes, formatDuration, formatTable } from "../packages/quad/dist/cli/terminal.js";
+import { createTerminal, formatDuration, formatTable } from "../packages/quad/dist/cli/terminal.js";
+import { formatBytes } from "../packages/quad/dist/report/format.js";
 import { drawContactSheet, wrap } from "./contact-sheet.mjs";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
@@ -32,7 +33,7 @@ for (const entry of (await readdir(join(model, "adapters"))).sort()) {
 const { adapters } = await expose(model, {
   out: exposed,
   adapters: adapterPaths,
-  onProgress: ({ stage, done, total }) => terminal.progress(stage, done, total),
+  onProgress: terminal.progress,
 });
 terminal.endProgress();
 

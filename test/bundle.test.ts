@@ -280,7 +280,7 @@ describe("signatures", () => {
     await expect(openFolder(copy, { trustedKeys })).rejects.toThrow(/manifest\.json: is not signed/);
     const { signed, publicKey: shown } = await signBundle(copy, key);
     expect(signed).toEqual(["manifest.json", "adapters/flat.json", "adapters/sketch.json"]);
-    await verifyBundle(copy, undefined, [shown]);
+    await verifyBundle(copy, { trustedKeys: [shown] });
     const pipeline = await openFolder(copy, { trustedKeys });
     await pipeline.use("flat");
     await pipeline.dispose();
@@ -417,7 +417,7 @@ describe("adding later", () => {
   test("a rank beyond a fixed one, a strange name, and a changed profile are refused", async () => {
     const copy = copyOfBundle();
     const options = { bundle: copy, adapter: lateAdapter(), name: "late" };
-    await expect(addToBundle({ ...options, name: "../late" })).rejects.toThrow(/not a name for an adapter/);
+    await expect(addToBundle({ ...options, name: "../late" })).rejects.toThrow(/is not a name for an adapter/);
     const slotsPath = join(copy, "slots.json");
     writeFileSync(slotsPath, JSON.stringify({ ...json(slotsPath), rank: { kind: "fixed", rank: 3 } }));
     await expect(addToBundle(options)).rejects.toThrow(/slots.json: is not the file that the manifest describes/);
@@ -450,6 +450,25 @@ describe("building again", () => {
     const withAdded = Object.fromEntries(Object.entries(before).map(([path, state]) => [path, state.split(" ")[0]]));
     expect(snapshot(bundle)).toEqual(withAdded);
     for (const [path, state] of Object.entries(first)) expect(withAdded[path]).toBe(state);
+  });
+
+  test("with another profile, what was added is set aside and told; what is not the bundle's own is not overwritten", async () => {
+    const copy = copyOfBundle();
+    await addToBundle({ bundle: copy, adapter: join(folder, "flat.safetensors"), name: "other" });
+    const added = Object.entries(snapshot(copy)).filter(([path]) => path.startsWith("adapters/other."));
+    // The same profile in other bytes.
+    const other = join(folder, "spaced-profile.json");
+    writeFileSync(other, JSON.stringify(json(profile), null, 4));
+    const options = { exposed, profile: other, out: copy, target: "cpu" as const };
+    const notes = join(copy, "notes.txt");
+    writeFileSync(notes, "mine");
+    await expect(compileBundle(options)).rejects.toThrow(/would be lost .*got notes\.txt/);
+    rmSync(notes);
+    expect((await compileBundle(options)).lost).toContain("other");
+    expect(existsSync(join(copy, "adapters/other.json"))).toBe(false);
+    const aside = snapshot(`${copy}.set-aside`);
+    for (const [path, hash] of added)
+      expect(Object.entries(aside)).toContainEqual([expect.stringContaining(path), hash]);
   });
 
   test("another graph's profile, another target and foreign folders are refused before anything is written", async () => {

@@ -22,7 +22,8 @@ import { encodingRange } from "../packages/quad/src/quantization/index.ts";
 import { pointEncoding, readProfile } from "../packages/quad/src/records/profile.ts";
 import { readTrajectory } from "../packages/quad/src/records/trajectory.ts";
 import { buildSimulation, encodingInputs } from "../packages/quad/src/simulate/simulation-graph.ts";
-import { loadCases, recordConfigured } from "../packages/quad/src/stages/build.ts";
+import { recordConfigured } from "../packages/quad/src/stages/calibrate.ts";
+import { loadCases } from "../packages/quad/src/tasks/cases.ts";
 import { TrainingSession } from "../packages/quad/src/train/training-graph.ts";
 import { loadSmallBuild, scratchFolder } from "./helpers/small-build.ts";
 
@@ -210,7 +211,7 @@ test("training lowers the features' error, the same bytes each time", async () =
   const distil = (out: string, input: DistillSettingsInput) =>
     distillAdapter({
       ...{ exposed, profile, adapter: "sketch", trajectory, out: join(folder, out), settings: settings(input) },
-      onProgress: ({ terms: { features } }) => void terms.push(features),
+      onStep: ({ terms: { features } }) => void terms.push(features),
     });
   const alone = { reconstruction: 0, guided: 0, denoising: 0, features: 1, steps: 24, batch: 4 };
   const { curve } = await distil("features", { ...alone, learningRate: 0.3 });

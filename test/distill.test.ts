@@ -2,7 +2,7 @@ import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync
 import { join } from "node:path";
 import { parseSafetensors, toFloat32 } from "@quad-lora/base";
 import { loadModel } from "@quad-lora/onnx";
-import { alphaSigma, SeededRandom, type TensorData } from "@quad-lora/runtime";
+import { SeededRandom } from "@quad-lora/runtime";
 import {
   type BuildConfig,
   type DistillAdapterOptions,
@@ -13,11 +13,10 @@ import {
   expose,
   recordDataset,
   recordTeacher,
-  teacherCases,
 } from "quad-lora";
 import { beforeAll, describe, expect, test } from "vitest";
 import { observeTasks } from "../packages/quad/src/calibrate/calibrate.ts";
-import { factorInputs, packFactors, unpackFactors } from "../packages/quad/src/distill/factor-codes.ts";
+import { factorInputs, packFactors } from "../packages/quad/src/distill/factor-codes.ts";
 import { buildStudent, distillNames } from "../packages/quad/src/distill/student-graph.ts";
 import { teacherBatches } from "../packages/quad/src/distill/teacher-batches.ts";
 import { encodeAdapter } from "../packages/quad/src/factors/encode-factors.ts";
@@ -30,7 +29,8 @@ import { prepareGraph } from "../packages/quad/src/quantizable/prepare-graph.ts"
 import { pointEncoding, readProfile } from "../packages/quad/src/records/profile.ts";
 import { readTrajectory, type Trajectory } from "../packages/quad/src/records/trajectory.ts";
 import { SimulatedPipeline } from "../packages/quad/src/simulate/simulated-pipeline.ts";
-import { loadCases, recordConfigured } from "../packages/quad/src/stages/build.ts";
+import { recordConfigured } from "../packages/quad/src/stages/calibrate.ts";
+import { loadCases } from "../packages/quad/src/tasks/cases.ts";
 import { LossSession } from "../packages/quad/src/train/training-graph.ts";
 import { pocketFolder } from "./helpers/exposed-pocket.ts";
 import { loadSmallBuild, scratchFolder } from "./helpers/small-build.ts";
@@ -124,8 +124,8 @@ describe("a distillation run", () => {
   test("gives the same bytes again, also when it was interrupted at a random step and went on", async () => {
     const stopAt = 1 + new SeededRandom(8).integer(4);
     const controller = new AbortController();
-    const onProgress = ({ step }: { step: number }) => step === stopAt && controller.abort(new Error("stopped"));
-    await expect(distil("resumed", { signal: controller.signal, onProgress })).rejects.toThrow("stopped");
+    const onStep = ({ step }: { step: number }) => step === stopAt && controller.abort(new Error("stopped"));
+    await expect(distil("resumed", { signal: controller.signal, onStep })).rejects.toThrow("stopped");
     expect(readdirSync(join(folder, "resumed")).some((name) => name.endsWith(".checkpoint"))).toBe(true);
     expect(existsSync(join(folder, "resumed/sketch.safetensors"))).toBe(false);
     const resumed = await distil("resumed");
@@ -240,146 +240,6 @@ test("the student predicts what the simulated pipeline does with the same codes"
   // A sum on the other side of a rounding boundary changes a little of what follows.
   expect(fromSimulation).toBeLessThan(0.05 * fromTeacher);
   expect(fromTeacher).toBeGreaterThan(1e-6);
-});
-
-describe("teacher batches", () => {
-  const [channels, plane, guidance] = [4, 4, 3];
-  const times = [900, 400, 20];
-  const random = new SeededRandom(3);
-  const normals = (length: number) => Float32Array.from({ length }, () => random.normal());
-  const latents = Array.from({ length: 3 }, () => normals(channels * plane));
-  const noises: Float32Array[] = [];
-  const synthetic: Trajectory = {
-    task: "synthetic",
-    results: latents.map((final) => ({ guidance, latents: final })),
-    calls: latents.flatMap((final, caseIndex) =>
-      times.map((time, step) => {
-        const { alpha, sigma } = alphaSigma(scheduler)(time);
-        const noise = normals(channels * plane);
-        noises.push(noise);
-        const noisy = final.map((value, index) => alpha * value + sigma * noise[index]);
-        // Two rows, each with a channel of conditioning behind the latents.
-        const sample = new Float32Array(2 * (channels + 1) * plane);
-        for (const row of [0, 1]) sample.set(noisy, row * (channels + 1) * plane);
-        return {
-          ...{ caseIndex, step, steps: times.length },
-          inputs: {
-            sample: { type: "float32" as const, dims: [2, channels + 1, 2, 2], data: sample },
-            timestep: { type: "int64" as const, dims: [], data: BigInt64Array.of(BigInt(time)) },
-          },
-          // Later steps speak more softly.
-          output: {
-            type: "float32" as const,
-            dims: [2, channels, 2, 2],
-            data: normals(2 * channels * plane).map((value) => value / (step + 1)),
-          },
-        };
-      }),
-    ),
-  };
-  const all = new Set<string>([...Object.values(distillNames), "sample", "timestep"]);
-  const batches = (timestepDims: number[]) =>
-    teacherBatches(synthetic, {
-      ...{ calls: 2, validationPictures: 1, scheduler, batchInputs: all },
-      timestep: { type: "int64", dims: timestepDims },
-    });
-  const floats = (tensor: { data: unknown }) => tensor.data as Float32Array;
-
-  test("the denoising target is the velocity of the noise that led to the sample", () => {
-    const { validation } = batches([4]);
-    const target = floats(validation[0][distillNames.denoising]);
-    const { alpha, sigma } = alphaSigma(scheduler)(times[0]);
-    const noise = noises[6];
-    for (let i = 0; i < channels * plane; i++) {
-      const velocity = alpha * noise[i] - sigma * latents[2][i];
-      expect(target[i]).toBeCloseTo(velocity, 4);
-      expect(target[channels * plane + i]).toBeCloseTo(velocity, 4);
-    }
-  });
-
-  test("every time step weighs the same, plain and guided", () => {
-    const { validation } = batches([4]);
-    const { [distillNames.rowWeights]: rows, [distillNames.callWeights]: calls } = validation[0];
-    for (const step of [0, 1]) {
-      const ofStep = synthetic.calls
-        .filter((call) => call.step === step)
-        .map(({ output }) => output.data as Float32Array);
-      const square = ofStep.flatMap((values) => [...values]).reduce((sum, value) => sum + value * value, 0);
-      expect(floats(rows)[2 * step]).toBeCloseTo((ofStep.length * 2 * channels * plane) / square, 3);
-      const size = channels * plane;
-      const guided = ofStep.flatMap((values) =>
-        Array.from({ length: size }, (_, i) => (1 - guidance) * values[i] + guidance * values[size + i]),
-      );
-      const power = guided.reduce((sum, value) => sum + value * value, 0);
-      expect(floats(calls)[step]).toBeCloseTo(guided.length / power, 3);
-    }
-    expect([...floats(validation[0][distillNames.guidance])]).toEqual([-2, 3, -2, 3]);
-  });
-
-  test("validation's pictures take no part in training, and batches depend on nothing but the random numbers", () => {
-    const { source, validation, trainingCalls } = batches([4]);
-    expect(trainingCalls).toBe(6);
-    const held = synthetic.calls.slice(6).map(({ output }) => [...(output.data as Float32Array)].join());
-    const seen = new Set<string>();
-    const half = 2 * channels * plane;
-    for (let step = 0; step < 30; step++) {
-      const batch = source(step, new SeededRandom(step)) as Record<string, TensorData>;
-      const teacher = floats(batch[distillNames.teacher]);
-      for (const start of [0, half]) seen.add([...teacher.subarray(start, start + half)].join());
-      expect(source(step, new SeededRandom(step))).toEqual(batch);
-    }
-    expect(seen.size).toBe(6);
-    for (const text of held) expect(seen.has(text)).toBe(false);
-    expect(validation).toHaveLength(2);
-  });
-
-  test("graphs with one time step for all rows get calls of one time step", () => {
-    const { source, validation } = batches([]);
-    for (let step = 0; step < 10; step++) {
-      const batch = source(step, new SeededRandom(step)) as Record<string, TensorData>;
-      expect(batch.timestep.dims).toEqual([]);
-      const [first, second] = floats(batch[distillNames.callWeights]);
-      expect(first).toBe(second);
-    }
-    expect(validation).toHaveLength(3);
-  });
-});
-
-test("the teacher draws each picture with new prompts and seeds, and mirrored", () => {
-  const pixels = (first: number) => Uint8Array.from({ length: 12 }, (_, index) => first + index);
-  const picture = (first: number) => ({ width: 2, height: 2, data: pixels(first) });
-  const cases = [
-    { prompt: "a", image: picture(0), mask: { width: 2, height: 2, data: Uint8Array.of(1, 2, 3, 4) }, seed: 1 },
-    { prompt: "b", image: picture(100), seed: 2 },
-  ];
-  const drawn = teacherCases(cases, settings({ pictures: 5 }));
-  expect(drawn.map(({ prompt }) => prompt).join("")).toBe("abbaa");
-  expect(new Set(drawn.map(({ seed }) => seed)).size).toBe(5);
-  expect(drawn[0].image).toEqual(picture(0));
-  expect([...drawn[2].image!.data]).toEqual([3, 4, 5, 0, 1, 2, 9, 10, 11, 6, 7, 8]);
-  expect([...drawn[2].mask!.data]).toEqual([2, 1, 4, 3]);
-  expect(drawn[4].image).toEqual(picture(0));
-  expect(teacherCases([{ prompt: "text" }], settings({ pictures: 2 })).map(({ prompt }) => prompt)).toEqual([
-    "text",
-    "text",
-  ]);
-});
-
-test("packed factors round as the student does, ties to even and ends clipped", () => {
-  const layout = [{ name: "a", offset: 0, dims: [6] }];
-  const inputs = [{ name: "a", scale: 0.5 }];
-  const [eight] = unpackFactors(Float32Array.of(0.5, 1.5, -2.5, 300, -300, 7.4), layout, inputs, 8);
-  expect([...(eight.data as Float32Array)]).toEqual([0, 1, -1, 63.5, -63.5, 3.5]);
-  const [sixteen] = unpackFactors(Float32Array.of(0.5, 1 / 256, 3 / 512, 300, -300, 0), layout, inputs, 16);
-  expect([...(sixteen.data as Float32Array)]).toEqual([64, 0.5, 1, 16383.5, -16383.5, 0]);
-  expect([...packFactors([sixteen], layout, inputs, 16)]).toEqual([
-    0.5,
-    1 / 256,
-    1 / 128,
-    32767 / 256,
-    -32767 / 256,
-    0,
-  ]);
 });
 
 async function alignedValues(): Promise<Map<string, Float32Array>> {

@@ -1,10 +1,11 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { dirname, join, relative } from "node:path";
 import { fileURLToPath } from "node:url";
+import type { Schema } from "@quad-lora/base";
 import { slotsFileSchema, tasksFileSchema } from "@quad-lora/runtime";
 import sharp from "sharp";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import type { ZodType } from "zod";
+import { parse } from "zod/v4/core";
 import { readAblation } from "../packages/quad/src/records/ablation.ts";
 import { readProfile } from "../packages/quad/src/records/profile.ts";
 import { loadConfig } from "../packages/quad/src/settings/config.ts";
@@ -13,6 +14,7 @@ import { policySchema } from "../packages/quad/src/settings/policy.ts";
 import { tuneSchema } from "../packages/quad/src/settings/tune.ts";
 import { adapterRecordSchema, manifestSchema } from "../packages/runtime/src/manifest.ts";
 import { signatureSchema } from "../packages/runtime/src/signature.ts";
+import { hasChromium } from "./helpers/chromium.ts";
 import { findLinks, findSnippets, headingFragments, type Snippet } from "./helpers/markdown.ts";
 import { temporaryFolder } from "./helpers/models.ts";
 import { runInChromium } from "./helpers/snippet-page.ts";
@@ -41,8 +43,8 @@ const readers: Record<string, (path: string) => Promise<unknown>> = {
   "quad-training-curve": async (path) => JSON.parse(readFileSync(path, "utf8")),
 };
 
-function bySchema(schema: ZodType): (path: string) => Promise<unknown> {
-  return async (path) => schema.parse(JSON.parse(readFileSync(path, "utf8")));
+function bySchema(schema: Schema): (path: string) => Promise<unknown> {
+  return async (path) => parse(schema, JSON.parse(readFileSync(path, "utf8")));
 }
 
 describe.each(documents)("%s", (document) => {
@@ -88,7 +90,8 @@ describe.each(documents)("%s", (document) => {
 
   describe.each(runnable)("line $line: $language", (snippet) => {
     const { language, code, marks } = snippet;
-    const skipped = marks.has("not run") || (marks.has("slow") && !full);
+    const inPage = code.includes('"onnxruntime-web');
+    const skipped = marks.has("not run") || (marks.has("slow") && !full) || (inPage && !hasChromium);
 
     test.skipIf(skipped)(code.split("\n")[0], { timeout: marks.has("slow") ? slow : 10 * 60_000 }, async () => {
       const file = marks.get("file");
@@ -101,7 +104,7 @@ describe.each(documents)("%s", (document) => {
         expectSuccess(await runShell(workspace.folder, code));
         await checkOutputs(workspace.folder, code);
       } else if (language === "ts" && !file) {
-        if (code.includes('"onnxruntime-web')) await runInChromium(workspace.folder, sourcePath(snippet));
+        if (inPage) await runInChromium(workspace.folder, sourcePath(snippet));
         else expectSuccess(await runModule(workspace.folder, sourcePath(snippet).replace(/\.ts$/, ".js")));
       }
     });

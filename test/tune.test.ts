@@ -19,7 +19,7 @@ import { movedFrom } from "../packages/quad/src/quantizable/movements.ts";
 import { prepareGraph } from "../packages/quad/src/quantizable/prepare-graph.ts";
 import { findQuantizable } from "../packages/quad/src/quantizable/quantizable.ts";
 import type { BuildConfig, BuildConfigInput } from "../packages/quad/src/settings/config.ts";
-import { recordConfigured } from "../packages/quad/src/stages/build.ts";
+import { recordConfigured } from "../packages/quad/src/stages/calibrate.ts";
 import { type TuneSettingsInput, tuneSchema } from "../packages/quad/src/tune/index.ts";
 import { pocketFolder } from "./helpers/exposed-pocket.ts";
 import { loadSmallBuild, scratchFolder } from "./helpers/small-build.ts";
@@ -132,7 +132,7 @@ describe("training the 8-bit ranges", () => {
 
   test("gives the same bytes again, also when it was interrupted and went on", async () => {
     const controller = new AbortController();
-    const onProgress = ({ step }: { step: number }) => step === 5 && controller.abort(new Error("stopped"));
+    const onProgress = (_: string, step: number) => step === 5 && controller.abort(new Error("stopped"));
     await expect(tune("again.json", { signal: controller.signal, onProgress })).rejects.toThrow("stopped");
     const resumed = await tune("again.json");
     expect(resumed.resumedFrom).toBe(5);

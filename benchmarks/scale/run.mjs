@@ -39,7 +39,7 @@ export async function runCommand(parameters) {
 
 /** The teacher's calls of one adapter, cached on disk: called in a process of its own. */
 export async function runTeacher({ exposed, config, adapter, trajectory }) {
-  const { loadCases } = await import("../../packages/quad/dist/stages/build.js");
+  const { loadCases } = await import("../../packages/quad/dist/tasks/cases.js");
   const started = performance.now();
   const { tasks, distill } = await loadConfig(config);
   await recordTeacher(exposed, adapter, await loadCases(exposed, tasks[adapter]), trajectory, distill);

@@ -1,4 +1,4 @@
-// npm run docs writes docs/api/{onnx,quad,runtime}.md; with --check it only says what lacks a docstring.
+// npm run docs writes docs/api/{onnx,quad,runtime}.md; with --check it only says what lacks a docstring or an export.
 import { entryPoints, readReference } from "./reference.mjs";
 
 const { problems, write } = await readReference(entryPoints);

@@ -5,14 +5,16 @@ import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { openPipeline, type RgbImage } from "@quad-lora/runtime";
 import * as ort from "onnxruntime-node";
-import { type Browser, chromium, type Page } from "playwright-core";
+import type { Browser, Page } from "playwright-core";
 import { build as buildBundle, folderFiles, readImage, readMask } from "quad-lora";
 import { build } from "vite";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { hasChromium, launchChromium } from "../helpers/chromium.ts";
 import { exposedPocket } from "../helpers/exposed-pocket.ts";
 import { psnr } from "../helpers/pictures.ts";
 import { pocketVariant } from "../helpers/pocket-variants.ts";
 import { loadSmallBuild, scratchFolder } from "../helpers/small-build.ts";
+import { sourceAlias } from "../helpers/sources.ts";
 import type { PageRun } from "./page.ts";
 import { listFiles, serveFolders } from "./server.ts";
 
@@ -24,13 +26,14 @@ let bundle: string;
 let browser: Browser;
 
 beforeAll(async () => {
+  if (!hasChromium) return;
   bundle = await mkdtemp(join(tmpdir(), "quad-browser-"));
   await build({
     configFile: false,
     root: here,
     logLevel: "warn",
     resolve: {
-      alias: { "@quad-lora/runtime": join(here, "../../packages/runtime/src/index.ts") },
+      alias: sourceAlias,
       // The page says itself where the WebAssembly files are, so that none is bundled.
       conditions: ["onnxruntime-web-use-extern-wasm"],
     },
@@ -41,24 +44,12 @@ beforeAll(async () => {
     },
   });
   await writeFile(join(bundle, "index.html"), '<!doctype html><script type="module" src="page.js"></script>');
-  browser = await chromium.launch({
-    executablePath: process.env.CHROMIUM_PATH ?? "/usr/bin/chromium",
-    args: [
-      "--headless",
-      "--no-sandbox",
-      "--disable-gpu",
-      "--disable-quic",
-      "--no-first-run",
-      "--disable-background-networking",
-      "--disable-component-update",
-      "--disable-sync",
-    ],
-  });
+  browser = await launchChromium();
 });
 
 afterAll(async () => {
   await browser?.close();
-  await rm(bundle, { recursive: true, force: true });
+  if (bundle) await rm(bundle, { recursive: true, force: true });
 });
 
 async function inBrowser(folder: string, runs: PageRun[]) {
@@ -111,7 +102,7 @@ async function compare(folder: string, runs: PageRun[], least = 45) {
   return page;
 }
 
-describe("Chromium makes the pictures that Node makes", { timeout: 300_000 }, () => {
+describe.skipIf(!hasChromium)("Chromium makes the pictures that Node makes", { timeout: 300_000 }, () => {
   test("base model with external data: text-to-image and inpainting", async () => {
     const page = await compare(await pocketVariant("external data"), [
       { selection: "base", options: { prompt: "crab animal marine", seed: 3, steps: 8, guidance: 3 } },

@@ -2,11 +2,12 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 import { SeededRandom } from "@quad-lora/runtime";
-import { type Browser, chromium, type Page } from "playwright-core";
+import type { Browser, Page } from "playwright-core";
 import { writeImage, writeProfile, writeReport } from "quad-lora";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { type Evaluation, writeEvaluation } from "../../packages/quad/src/records/evaluation.ts";
 import { policySchema } from "../../packages/quad/src/settings/policy.ts";
+import { hasChromium, launchChromium } from "../helpers/chromium.ts";
 import { temporaryFolder } from "../helpers/models.ts";
 
 const folder = temporaryFolder();
@@ -71,10 +72,7 @@ beforeAll(async () => {
   writeFileSync(ablation, JSON.stringify({ ...head, rows }));
   include = [losses, benchmarks, ablation];
   await writeReport(evaluationFile, { out: report, profile: join(folder, "profile.json"), include });
-  browser = await chromium.launch({
-    executablePath: process.env.CHROMIUM_PATH ?? "/usr/bin/chromium",
-    args: ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"],
-  });
+  if (hasChromium) browser = await launchChromium();
 });
 
 afterAll(() => browser?.close());
@@ -179,7 +177,7 @@ async function open(options: { width?: number; colorScheme?: "light" | "dark" } 
 
 const background = (page: Page) => page.evaluate(() => getComputedStyle(document.body).backgroundColor);
 
-describe("report.html in Chromium", { timeout: 300_000 }, () => {
+describe.skipIf(!hasChromium)("report.html in Chromium", { timeout: 300_000 }, () => {
   test("stands on its own: no message, no request, every picture decodes, no name becomes markup", async () => {
     const { page, problems } = await open();
     const pictures = await page.evaluate(async () => {

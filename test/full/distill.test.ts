@@ -6,7 +6,7 @@ import { parseSafetensors, toFloat32 } from "@quad-lora/base";
 import { addToBundle, distillAdapter, distillSchema } from "quad-lora";
 import { beforeAll, describe, expect, test } from "vitest";
 import { loadConfig } from "../../packages/quad/src/settings/config.ts";
-import { loadCases } from "../../packages/quad/src/stages/build.ts";
+import { loadCases } from "../../packages/quad/src/tasks/cases.ts";
 import { scratchFolder, writeSmallBuild } from "../helpers/small-build.ts";
 
 const quad = fileURLToPath(new URL("../../packages/quad/bin/quad.js", import.meta.url));
@@ -53,7 +53,7 @@ describe.skipIf(process.env.QUAD_FULL_TESTS !== "1")("distillation", { timeout: 
     const profile = JSON.parse(readFileSync(join(stage("profile"), "profile.json"), "utf8"));
     const slots = JSON.parse(readFileSync(join(stage("expose"), "exposed/slots.json"), "utf8")).components.unet.slots;
     for (const name of ["flat", "sketch"]) {
-      const trained = tensorsOf(join(stage("distill"), `${name}.safetensors`));
+      const trained = tensorsOf(join(stage(`distill-${name}`), `${name}.safetensors`));
       const codes = tensorsOf(join(folder, "bundle/adapters", `${name}.safetensors`));
       expect([...codes.keys()].sort()).toEqual([...trained.keys()].sort());
       for (const { name: slot, inputA, inputB } of slots) {
@@ -68,7 +68,7 @@ describe.skipIf(process.env.QUAD_FULL_TESTS !== "1")("distillation", { timeout: 
     expect(existsSync(join(work, "checkpoints"))).toBe(false);
     const again = run("build", config);
     expect(again).not.toMatch(/^done/m);
-    expect(again).toMatch(/^unchanged +distill$/m);
+    expect(again).toMatch(/^unchanged +distill flat$/m);
   });
 
   test("adapters that train side by side in processes become what they become alone", async () => {
@@ -93,7 +93,7 @@ describe.skipIf(process.env.QUAD_FULL_TESTS !== "1")("distillation", { timeout: 
       });
       const bytes = readFileSync(alone.file);
       expect(readFileSync(join(together, `${adapter}.safetensors`)).equals(bytes)).toBe(true);
-      expect(readFileSync(join(stage("distill"), `${adapter}.safetensors`)).equals(bytes)).toBe(true);
+      expect(readFileSync(join(stage(`distill-${adapter}`), `${adapter}.safetensors`)).equals(bytes)).toBe(true);
     }
   });
 

@@ -36,7 +36,9 @@ function mutateBytes(bytes: Uint8Array, random: Random): Uint8Array {
       return copy.subarray(0, below(random, copy.length));
     case 3: {
       const at = below(random, copy.length);
-      return Uint8Array.from([...copy.subarray(0, at), ...copy.subarray(at + 1 + below(random, 64))]);
+      const end = Math.min(copy.length, at + 1 + below(random, 64));
+      copy.copyWithin(at, end);
+      return copy.subarray(0, copy.length - (end - at));
     }
     case 4: {
       const at = below(random, copy.length);
@@ -82,8 +84,11 @@ function mutateJson(text: string, random: Random): string {
     if (places.length === 0) return JSON.stringify(pick(random, oddValues));
     // Values near the root decide more: half of the time among the first ones.
     const { holder, key } = places[below(random, random() < 0.5 ? Math.min(places.length, 20) : places.length)];
-    const define = (name: string, value: unknown) =>
-      Object.defineProperty(holder, name, { value, enumerable: true, configurable: true, writable: true });
+    const define = (name: string, value: unknown) => {
+      // JSON has no arrays with names.
+      const place = Array.isArray(holder) && !/^\d+$/.test(name) ? key : name;
+      Object.defineProperty(holder, place, { value, enumerable: true, configurable: true, writable: true });
+    };
     switch (below(random, 5)) {
       case 0:
         delete holder[key];

@@ -1,12 +1,10 @@
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
-import { chromium } from "playwright-core";
 import { build } from "vite";
 import { serveFolders } from "../browser/server.ts";
-
-const runtime = fileURLToPath(new URL("../../packages/runtime/src/index.ts", import.meta.url));
+import { launchChromium } from "./chromium.ts";
+import { sourceAlias } from "./sources.ts";
 
 /**
  * Bundles a snippet as an application would be, opens it in Chromium beside a canvas, and waits until it shows a
@@ -24,20 +22,11 @@ export async function runInChromium(folder: string, source: string): Promise<voi
     configFile: false,
     root: folder,
     logLevel: "error",
-    resolve: { alias: { "@quad-lora/runtime": runtime }, preserveSymlinks: true },
+    resolve: { alias: sourceAlias, preserveSymlinks: true },
     build: { outDir: site, emptyOutDir: true, target: "es2022", minify: false },
   });
   const server = await serveFolders({ "/models/exposed/": join(folder, "exposed"), "/": site });
-  const browser = await chromium.launch({
-    executablePath: process.env.CHROMIUM_PATH ?? "/usr/bin/chromium",
-    args: [
-      "--headless",
-      "--no-sandbox",
-      "--disable-gpu",
-      "--disable-background-networking",
-      "--disable-component-update",
-    ],
-  });
+  const browser = await launchChromium();
   try {
     const page = await browser.newPage();
     const failure = new Promise<never>((_, reject) => page.on("pageerror", reject));

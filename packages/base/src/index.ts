@@ -4,3 +4,4 @@ export { InputError, type InputProblem } from "./errors.ts";
 export * from "./float16.ts";
 export { checkRelativePath } from "./relative-path.ts";
 export * from "./safetensors.ts";
+export { type Checked, checkValue, type Schema } from "./schema.ts";

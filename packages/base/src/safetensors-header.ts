@@ -2,8 +2,9 @@
  * The header of a safetensors file (https://github.com/huggingface/safetensors): 8 bytes little-endian length, then
  * JSON that maps tensor names to dtype, shape and offsets in the data section, which follows without gaps.
  */
-import * as z from "zod";
+import * as z from "zod/mini";
 import { InputError } from "./errors.ts";
+import { checkValue } from "./schema.ts";
 
 const bitsPerElement = {
   BOOL: 8,
@@ -53,9 +54,9 @@ export interface SafetensorsHeader {
 const maximumHeaderLength = 100_000_000;
 const metadataKey = "__metadata__";
 
-const offsetSchema = z.int().nonnegative();
+const offsetSchema = z.int().check(z.nonnegative());
 const entrySchema = z.object({
-  dtype: z.string().refine((name): name is SafetensorsDtype => Object.hasOwn(bitsPerElement, name), {
+  dtype: z.custom<SafetensorsDtype>((name) => typeof name === "string" && Object.hasOwn(bitsPerElement, name), {
     error: (issue) => `unknown dtype ${JSON.stringify(issue.input)}`,
   }),
   shape: z.array(offsetSchema),
@@ -108,10 +109,9 @@ export function parseSafetensorsHeader(header: Uint8Array, fileSize: number, fil
   const entries: SafetensorsEntry[] = [];
   for (const [name, value] of Object.entries(json)) {
     if (name === metadataKey) {
-      const parsed = metadataSchema.safeParse(value);
-      if (!parsed.success)
-        throw new InputError({ what: "metadata must map strings to strings", file, where: metadataKey });
-      metadata = parsed.data;
+      const { data, issue } = checkValue(metadataSchema, value);
+      if (issue) throw new InputError({ what: "metadata must map strings to strings", file, where: metadataKey });
+      metadata = data;
     } else entries.push(parseEntry(name, value, file));
   }
   entries.sort((a, b) => a.begin - b.begin || a.end - b.end);
@@ -186,14 +186,16 @@ function findDuplicateKey(json: string): string | undefined {
 }
 
 function parseEntry(name: string, value: unknown, file: string): SafetensorsEntry {
-  const parsed = entrySchema.safeParse(value);
-  if (!parsed.success) {
-    const issue = parsed.error.issues[0];
+  const { data, issue } = checkValue(entrySchema, value);
+  if (issue) {
     const what = `bad header entry: ${issue.path.join(".") || "value"}: ${issue.message}`;
     throw new InputError({ what, file, where: name, expected: "dtype, shape and data_offsets" });
   }
-  const { dtype, shape } = parsed.data;
-  const [begin, end] = parsed.data.data_offsets;
+  const {
+    dtype,
+    shape,
+    data_offsets: [begin, end],
+  } = data;
   const expected = byteLengthOf(dtype, shape);
   if (expected === undefined || end - begin !== expected)
     throw new InputError({

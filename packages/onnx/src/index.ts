@@ -1,6 +1,8 @@
 export { InputError, type InputProblem } from "@quad-lora/base";
 export * from "./autodiff/index.ts";
+export { linkLeavesFolder } from "./io/links.ts";
 export * from "./io/load.ts";
+export type { ReadOptions } from "./io/read-proto.ts";
 export { constantBytes, encodeModel, externalFiles, type SaveOptions, saveModel } from "./io/save.ts";
 export { checkModel } from "./ir/check.ts";
 export { cloneModel, extractModel } from "./ir/clone.ts";

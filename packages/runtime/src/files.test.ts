@@ -2,8 +2,9 @@ import { createServer, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
 import { InputError } from "@quad-lora/base";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { slotsFileSchema, tasksFileSchema } from "./configs.ts";
+import { slotsFileSchema } from "./configs.ts";
 import { fetchFiles, parseJson } from "./files.ts";
+import { tasksFileSchema } from "./tasks.ts";
 
 describe("fetchFiles", () => {
   let server: Server;

@@ -1,5 +1,5 @@
-import { checkRelativePath, InputError } from "@quad-lora/base";
-import type { z } from "zod";
+import { checkRelativePath, checkValue, InputError, type Schema } from "@quad-lora/base";
+import type { output } from "zod/v4/core";
 
 /**
  * Read access to one model folder. Paths are relative to the folder and use `/`; names that come from a file are checked
@@ -170,24 +170,19 @@ export async function readRequired(files: FolderFiles, path: string): Promise<Ui
  *
  * @throws InputError that names the file and the key when the text is not a JSON or does not fit the schema
  */
-export async function readJson<Schema extends z.ZodType>(
-  files: FolderFiles,
-  path: string,
-  schema: Schema,
-): Promise<z.infer<Schema>> {
+export async function readJson<S extends Schema>(files: FolderFiles, path: string, schema: S): Promise<output<S>> {
   return parseJson(new TextDecoder().decode(await files.read(path)), files.describe(path), schema);
 }
 
 /** As {@link readJson}, for a text already at hand; `file` is only for messages. A byte order mark is skipped. */
-export function parseJson<Schema extends z.ZodType>(text: string, file: string, schema: Schema): z.infer<Schema> {
+export function parseJson<S extends Schema>(text: string, file: string, schema: S): output<S> {
   let value: unknown;
   try {
     value = JSON.parse(text.startsWith("\ufeff") ? text.slice(1) : text);
   } catch (error) {
     throw new InputError({ what: "is not valid JSON", file, got: (error as Error).message });
   }
-  const result = schema.safeParse(value);
-  if (result.success) return result.data;
-  const issue = result.error.issues[0];
+  const { data, issue } = checkValue(schema, value);
+  if (!issue) return data;
   throw new InputError({ what: issue.message, file, where: issue.path.join(".") || undefined });
 }

@@ -1,7 +1,7 @@
-export { InputError, type InputProblem } from "@quad-lora/base";
+export { InputError, type InputProblem, type Schema } from "@quad-lora/base";
 export { adapterMetadata, type BundleIdentity } from "./adapter-file.ts";
 export { AdapterBank, type AdapterFeeds, type Strengths } from "./adapters.ts";
-export { type Slot, type SlotsFile, slotsFileSchema, type Task, type TasksFile, tasksFileSchema } from "./configs.ts";
+export { type Slot, type SlotsFile, slotsFileSchema } from "./configs.ts";
 export { type PictureSize, pixelsPerLatent, readDefaultSize, readVaeConfig } from "./default-size.ts";
 export type { ModelRun, StepInfo } from "./denoise.ts";
 export { type FetchOptions, type FolderFiles, fetchFiles, parseJson, readJson } from "./files.ts";
@@ -15,7 +15,6 @@ export {
   type BundleManifest,
   type BundleQuality,
   type FileRecord,
-  graphHash,
   manifestSchema,
   parseAdapterRecord,
   parseManifest,
@@ -26,6 +25,7 @@ export { type OpenedBundle, openBundle, type TrustOptions } from "./open-bundle.
 export type { OrtModule, TensorData } from "./ort.ts";
 export { type OpenOptions, openPipeline, Pipeline, type Selection } from "./pipeline.ts";
 export * from "./schedulers/index.ts";
+export { graphHash } from "./sha256.ts";
 export {
   publicKeyBytes,
   signatureSchema,
@@ -34,4 +34,5 @@ export {
   signedBytes,
   verifySignature,
 } from "./signature.ts";
+export { adaptersOfTask, type Task, type TasksFile, tasksFileSchema, tasksOfAdapters } from "./tasks.ts";
 export { loadTokenizer, type PromptTokenizer } from "./tokenizer.ts";

@@ -1,15 +1,16 @@
 import { checkRelativePath, InputError } from "@quad-lora/base";
-import { z } from "zod";
+import * as z from "zod/mini";
 import type { BundleIdentity } from "./adapter-file.ts";
-import { taskSchema } from "./configs.ts";
 import { parseJson } from "./files.ts";
+import { sha256 } from "./sha256.ts";
+import { taskSchema } from "./tasks.ts";
 
-const hashSchema = z.string().regex(/^[0-9a-f]{64}$/, "expected a SHA-256 hash in lower-case hexadecimal");
+const hashSchema = z.string().check(z.regex(/^[0-9a-f]{64}$/, "expected a SHA-256 hash in lower-case hexadecimal"));
 
 const fileSchema = z.strictObject({
   /** SHA-256 of the file's bytes, lower-case hexadecimal. */
   sha256: hashSchema,
-  bytes: z.int().nonnegative(),
+  bytes: z.int().check(z.nonnegative()),
 });
 /** What a manifest says of a file. */
 export type FileRecord = z.infer<typeof fileSchema>;
@@ -18,20 +19,20 @@ const qualitySchema = z.strictObject({
   /** Quantization sensitivity score against full precision, nats: 0 = the same, ln 2 = nothing in common. */
   qss: z.number(),
   /** Signal to quantization noise of the denoiser's outputs against full precision, dB; null where there is no noise. */
-  sqnr: z.number().nullable(),
+  sqnr: z.nullable(z.number()),
   /** Denoiser calls that both are taken over. */
-  calls: z.int().positive(),
+  calls: z.int().check(z.positive()),
 });
 /** How near the quantized graph comes to full precision. */
 export type BundleQuality = z.infer<typeof qualitySchema>;
 
 /** The compiler's targets have names of its own; what the runtime has to know of one is said beside the name. */
 const targetSchema = z.looseObject({
-  kind: z.string().min(1),
+  kind: z.string().check(z.minLength(1)),
   /** The rank that all adapters are given with, where the graph's is fixed. */
-  rank: z.int().positive().optional(),
+  rank: z.optional(z.int().check(z.positive())),
   /** Operators of the graph beyond the ONNX standard, `DOMAIN.OPERATOR`: the ONNX Runtime that opens it has to have them. */
-  operators: z.array(z.string()).optional(),
+  operators: z.optional(z.array(z.string())),
 });
 
 /**
@@ -49,7 +50,7 @@ export const manifestSchema = z.looseObject({
   /** SHA-256 of `profile.json`. */
   profile: hashSchema,
   /** The base task's quality, where it was measured. */
-  base: qualitySchema.optional(),
+  base: z.optional(qualitySchema),
   /** Every file outside `adapters/`, by its path in the bundle. */
   files: z.record(z.string(), fileSchema),
 });
@@ -58,15 +59,15 @@ export type BundleManifest = z.infer<typeof manifestSchema>;
 
 const fitSchema = z.strictObject({
   /** Measured by running the bundle beside full precision; left out where that was not at hand. */
-  measured: qualitySchema.optional(),
+  measured: z.optional(qualitySchema),
   /** Signal to noise of all the factors' products `A B` on the grid, dB; null where there is no noise. */
-  productSqnr: z.number().nullable(),
+  productSqnr: z.nullable(z.number()),
   /** Relative error of the products, Frobenius norm, root mean square over slots. */
-  alignmentError: z.number().nonnegative(),
+  alignmentError: z.number().check(z.nonnegative()),
   /** The same before alignment. */
-  errorBeforeAlignment: z.number().nonnegative(),
+  errorBeforeAlignment: z.number().check(z.nonnegative()),
   /** Share of the factors' values that the shared grid clips, 0 to 1. */
-  clipped: z.number().min(0).max(1),
+  clipped: z.number().check(z.minimum(0), z.maximum(1)),
 });
 /** How well an adapter fits a bundle's frozen scales. */
 export type AdapterFit = z.infer<typeof fitSchema>;
@@ -83,14 +84,14 @@ const recordSchema = z.object({
   /** The bundle it was encoded for, as the manifest has it. */
   graph: hashSchema,
   profile: hashSchema,
-  rank: z.int().positive(),
+  rank: z.int().check(z.positive()),
   /** Slots it uses, of all components. */
-  slots: z.int().positive(),
+  slots: z.int().check(z.positive()),
   /** Keys of the source that this bundle has no slot for. */
-  withoutSlot: z.array(z.string()).default([]),
+  withoutSlot: z._default(z.array(z.string()), []),
   fit: fitSchema,
   /** Defaults of the task of this name, where `tasks.json` does not have it. */
-  task: taskSchema.optional(),
+  task: z.optional(taskSchema),
   /** Its files in `adapters/`. */
   files: z.record(z.string(), fileSchema),
 });
@@ -161,27 +162,4 @@ export function parseManifest(text: string, file: string): BundleManifest {
 /** What an adapter's codes are tied to. */
 export function identityOf({ graph, profile }: BundleManifest): BundleIdentity {
   return { graph, profile };
-}
-
-/** The hash that stands for a graph: of its files' hashes, the model file's first. */
-export async function graphHash(fileHashes: readonly string[]): Promise<string> {
-  return sha256(new TextEncoder().encode(fileHashes.join("")));
-}
-
-/**
- * SHA-256 in lower-case hexadecimal.
- *
- * @throws InputError where the engine has no Web Cryptography: browsers offer it to secure pages only
- */
-export async function sha256(bytes: Uint8Array): Promise<string> {
-  const { subtle } = globalThis.crypto ?? {};
-  if (!subtle) {
-    throw new InputError({
-      what: "files cannot be verified on this page",
-      expected: "a secure context (https or localhost), which Web Cryptography needs",
-      fix: "Serve the page over https, or open the bundle with verify: false.",
-    });
-  }
-  const digest = new Uint8Array(await subtle.digest("SHA-256", bytes as Uint8Array<ArrayBuffer>));
-  return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

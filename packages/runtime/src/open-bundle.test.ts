@@ -2,8 +2,9 @@ import { createHash, generateKeyPairSync, sign } from "node:crypto";
 import { InputError } from "@quad-lora/base";
 import { describe, expect, test } from "vitest";
 import type { FolderFiles } from "./files.ts";
-import { type AdapterRecord, adapterRecordText, type BundleManifest, graphHash, sha256 } from "./manifest.ts";
+import { type AdapterRecord, adapterRecordText, type BundleManifest } from "./manifest.ts";
 import { openBundle } from "./open-bundle.ts";
+import { graphHash, sha256 } from "./sha256.ts";
 import { signatureText, signedBytes } from "./signature.ts";
 
 const hash = (contents: Uint8Array | string) => createHash("sha256").update(contents).digest("hex");

@@ -1,16 +1,15 @@
 import { InputError } from "@quad-lora/base";
-import type { Task } from "./configs.ts";
 import type { FolderFiles } from "./files.ts";
 import {
   type AdapterRecord,
   type BundleManifest,
   type FileRecord,
-  graphHash,
   parseAdapterRecord,
   parseManifest,
-  sha256,
 } from "./manifest.ts";
+import { graphHash, sha256 } from "./sha256.ts";
 import { verifySignature } from "./signature.ts";
+import type { Task } from "./tasks.ts";
 
 /** An opened bundle: its manifest, and its files as they are to be read. */
 export interface OpenedBundle {

@@ -1,8 +1,10 @@
+// For applications whose lib has no Symbol.asyncDispose: it is in the declarations of a public class.
+/// <reference lib="esnext.disposable" preserve="true" />
 import { InputError } from "@quad-lora/base";
 import type { InferenceSession, Tensor } from "onnxruntime-common";
 import { AdapterBank, type AdapterFeeds } from "./adapters.ts";
 import { Autoencoder } from "./autoencoder.ts";
-import { type SlotsFile, slotsFileSchema, type Task, tasksFileSchema } from "./configs.ts";
+import { type SlotsFile, slotsFileSchema } from "./configs.ts";
 import { type PictureSize, readDefaultSize } from "./default-size.ts";
 import { type FolderFiles, readJson, readRequired } from "./files.ts";
 import { type GeneratedImage, type GenerateOptions, generateImage } from "./generate.ts";
@@ -10,6 +12,7 @@ import { type BundleManifest, identityOf } from "./manifest.ts";
 import { openBundle, type TrustOptions } from "./open-bundle.ts";
 import { Component, type OrtModule, type TensorData, tensorData, tensorFrom } from "./ort.ts";
 import { parseSchedulerConfigText } from "./schedulers/config.ts";
+import { adaptersOfTask, type Task, tasksFileSchema } from "./tasks.ts";
 import { TextEncoder } from "./text-encoder.ts";
 import { loadTokenizer } from "./tokenizer.ts";
 
@@ -261,6 +264,11 @@ export class Pipeline {
     await this.#parts.autoencoder.release();
   }
 
+  /** As {@link dispose}, for `await using pipeline = ...`. */
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.dispose();
+  }
+
   #resolve(selection: Selection): { task: Task; strengths: Map<string, number> } {
     const { tasks } = this.#parts;
     if (selection === null) return { task: tasks.get("base") ?? {}, strengths: new Map() };
@@ -274,8 +282,7 @@ export class Pipeline {
         ...(this.#parts.bank ? {} : { fix: "Adapters need adapter inputs: run quad expose on the model." }),
       });
     }
-    const adapter = task ? task.adapter : selection;
-    const strengths = typeof adapter === "string" ? { [adapter]: 1 } : (adapter ?? {});
+    const strengths = adaptersOfTask(selection, task ?? {}, this.adapters);
     return { task: task ?? {}, strengths: new Map(Object.entries(strengths)) };
   }
 
@@ -329,8 +336,7 @@ async function findAdapters(files: FolderFiles, tasks: ReadonlyMap<string, Task>
   const suffix = ".safetensors";
   const listed = (await files.list("adapters")).filter((name) => name.endsWith(suffix)).sort();
   const names = new Set(listed.map((name) => name.slice(0, -suffix.length)));
-  for (const { adapter } of tasks.values()) {
-    for (const name of typeof adapter === "string" ? [adapter] : Object.keys(adapter ?? {})) names.add(name);
-  }
+  for (const [task, settings] of tasks)
+    for (const name of Object.keys(adaptersOfTask(task, settings, []))) names.add(name);
   return new Map([...names].map((name) => [name, `adapters/${name}${suffix}`]));
 }

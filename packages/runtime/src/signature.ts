@@ -1,5 +1,5 @@
 import { InputError } from "@quad-lora/base";
-import { z } from "zod";
+import * as z from "zod/mini";
 import { type FolderFiles, parseJson } from "./files.ts";
 
 /** A file's detached signature lies beside it, under its name and this. */
@@ -9,7 +9,7 @@ export const signatureSuffix = ".sig";
 export const signatureSchema = z.looseObject({
   format: z.literal("quad-signature"),
   version: z.literal(1, { error: "unknown version: this runtime reads version 1" }),
-  /** Ed25519 (RFC 8032) over the signed file's bytes after the line {@link signedContext}. */
+  /** Ed25519 (RFC 8032) over the signed file's bytes after the line `signedContext`. */
   algorithm: z.literal("ed25519"),
   /** The signer's public key: 32 bytes, base64. Says which key to look for, not that it is to be trusted. */
   key: z.string(),

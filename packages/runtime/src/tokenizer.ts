@@ -1,9 +1,8 @@
 import { InputError } from "@quad-lora/base";
-import { z } from "zod";
+import * as z from "zod/mini";
 import { clipTokenizer } from "./clip-tokenizer.ts";
 import { tokenizerConfigSchema } from "./configs.ts";
 import { type FolderFiles, readJson } from "./files.ts";
-import { openTokenizerJson } from "./tokenizer-json.ts";
 
 /** Turns prompts into the text encoder's input. */
 export interface PromptTokenizer {
@@ -21,6 +20,8 @@ export interface PromptTokenizer {
 export async function loadTokenizer(files: FolderFiles, defaultLength: number): Promise<PromptTokenizer> {
   const configPath = "tokenizer/tokenizer_config.json";
   const config = (await files.exists(configPath)) ? await readJson(files, configPath, tokenizerConfigSchema) : {};
+  // A third of the runtime's bytes, and of no use to a page before it opens a model.
+  const { openTokenizerJson } = await import("./tokenizer-json.ts");
   const file = files.describe("tokenizer/tokenizer.json");
   const { encode, numberOf: id } = openTokenizerJson(await tokenizerJson(files), config, file);
   const end = id(config.eos_token);

@@ -10,7 +10,7 @@ export {
 } from "./optimizer.ts";
 export { type PackedParameter, type PackedParameters, packInputs } from "./parameters.ts";
 export type { SegmentOptions } from "./recompute.ts";
-export type { GradientOptions } from "./rule.ts";
+export type { Gradient, GradientOptions, GradientRule, ProductGradient, RuleCall, SliceGradient } from "./rule.ts";
 export { type DifferentiableOperator, gradientRules } from "./rules/index.ts";
 export { peakBytes, scheduleForMemory } from "./schedule.ts";
 export type { Dims } from "./typed-graph.ts";

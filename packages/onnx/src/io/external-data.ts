@@ -1,7 +1,8 @@
-import { closeSync, fstatSync, openSync, readSync, realpathSync, statSync } from "node:fs";
-import { dirname, isAbsolute, join, relative, sep } from "node:path";
+import { closeSync, fstatSync, openSync, readSync, statSync } from "node:fs";
+import { dirname, isAbsolute, join, relative } from "node:path";
 import { InputError } from "@quad-lora/base";
 import type { TensorSource } from "../ir/tensor.ts";
+import { leavesFolder, linkLeavesFolder } from "./links.ts";
 
 /** What a model file says about a tensor kept in another file. Source: onnx.proto3, TensorProto.external_data. */
 export interface ExternalReference {
@@ -11,7 +12,7 @@ export interface ExternalReference {
   length: number | null;
 }
 
-/** Absolute path of an external location. Throws {@link InputError} if it leaves the model's folder, by name or by link. */
+/** Absolute path of an external location. Throws {@link InputError} if it leaves the model's folder, by name or by link, other than into the Hugging Face cache's own blobs. */
 export function resolveExternal(modelFile: string, tensor: string, location: string): string {
   const folder = dirname(modelFile);
   const refuse = (what: string) =>
@@ -23,22 +24,19 @@ export function resolveExternal(modelFile: string, tensor: string, location: str
       got: `"${location}"`,
       fix: "Save the model again with its data file beside it.",
     });
-  const leaves = (path: string) => path === ".." || path.startsWith(`..${sep}`) || isAbsolute(path);
   const path = join(folder, location);
-  if (location === "" || isAbsolute(location) || leaves(relative(folder, path))) {
+  if (location === "" || isAbsolute(location) || leavesFolder(relative(folder, path))) {
     throw refuse("external data path leaves the folder");
   }
-  let target: string;
+  let leaves: boolean;
   try {
-    target = realpathSync(path);
+    leaves = linkLeavesFolder(folder, path);
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
     if (code === "ENOENT" || code === "ENOTDIR") return path; // missing: the source says so when it is read
     throw refuse(`external data path cannot be followed (${code})`);
   }
-  if (leaves(relative(realpathSync(folder), target))) {
-    throw refuse("external data path leads out of the folder through a link");
-  }
+  if (leaves) throw refuse("external data path leads out of the folder through a link");
   return path;
 }
 

@@ -18,6 +18,7 @@ import { memorySource, Tensor, type TensorSource, tensorByteSize } from "../ir/t
 import { type Dimension, Value, type ValueType } from "../ir/value.ts";
 import { externalSource, resolveExternal } from "./external-data.ts";
 
+/** How a model file is read. */
 export interface ReadOptions {
   /** Path of the model file: external data is looked up beside it, and messages name it. */
   file: string;

@@ -1,15 +1,16 @@
 import { createHash } from "node:crypto";
-import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { writeFileAtomically } from "../files/atomic.ts";
+import { z } from "zod";
+import { readRecord, writeRecord } from "../files/json.ts";
 import { type Ablation, type AblationRow, readAblation, writeAblation } from "../records/ablation.ts";
 import type { BuildConfig } from "../settings/config.ts";
-import { type BuildOptions, calibrateConfigured } from "../stages/build.ts";
+import { type Calibration, calibrateConfigured } from "../stages/build.ts";
+import type { BuildOptions } from "../stages/run.ts";
 import { strictestTarget, type TargetName } from "../targets/index.ts";
-import { runStage } from "../work/stage.ts";
-import { AblationBench, type BenchSources, drawReferences, type MeasureOptions } from "./bench.ts";
+import { keyOf, Results } from "../work/results.ts";
+import { AblationBench, type BenchSources, drawReferences, type Groundwork } from "./bench.ts";
 import { ablationVariants, type Variant } from "./variants.ts";
-import { measureAll } from "./workers.ts";
+import { type Measured, measureAll } from "./workers.ts";
 
 /** Changes whenever the same variant is measured otherwise. */
 const ablationVersion = 1;
@@ -38,91 +39,173 @@ export interface AblateOptions extends Pick<BuildOptions, "signal" | "onProgress
  * interrupted run continues with the first that is missing.
  */
 export async function ablate(config: BuildConfig, options: AblateOptions): Promise<Ablation> {
-  const { signal, onProgress, out, placement = strictestTarget, pictures = 32, calls = 32, processes = 1 } = options;
-  const { exposed, trajectories, observations, observed, hashes } = await calibrateConfigured(config, options);
+  const { signal, onProgress, placement = strictestTarget, pictures = 32, calls = 32, processes = 1 } = options;
+  const calibration = await calibrateConfigured(config, options);
+  const { exposed, trajectories, observations, observed } = calibration;
   const { tasks, policy } = config;
-  const folder = join(config.work!, "ablation");
+  const contents = await hashPictures(config, calibration);
+  const ground = new GroundStages(config, observed.key, options);
   const shared = { exposed, trajectories, observations, tasks, policy, placement, pictures, calls };
-  const stage = async (name: string, inputs: unknown, run: (folder: string) => Promise<void>) => {
-    signal?.throwIfAborted();
-    const result = await runStage(folder, name, [ablationVersion, observed.key, inputs], run);
-    options.onStage?.(name, result);
-    return result;
-  };
-
-  const files = Object.values(tasks).flatMap(({ evaluation, calibration }) =>
-    [...(evaluation ?? []), ...calibration].flatMap(({ image, mask }) => [image, mask]),
+  const references = await ground.run("references", { tasks, contents, pictures }, (folder) =>
+    drawReferences(shared, folder, { signal, onProgress }),
   );
-  const contents = await Promise.all(files.filter((path) => path !== undefined).map((path) => hashes.hash(path)));
-  await hashes.save();
-  const references = await stage("references", { tasks, contents, pictures }, (into) =>
-    drawReferences(shared, into, { signal, onStep: (done, total) => onProgress?.("full precision", done, total) }),
-  );
-  const sources: BenchSources = { ...shared, references: references.folder };
-  /** A stage whose result is a JSON value found on a bench. */
-  const find = async <T>(
-    name: string,
-    label: string,
-    measure: (bench: AblationBench, options: MeasureOptions) => Promise<T>,
-  ): Promise<T> => {
-    const { folder: found } = await stage(name, { policy, placement, calls }, async (into) => {
-      const bench = await AblationBench.open(sources);
-      try {
-        const onStep = (done: number, total: number) => onProgress?.(label, done, total);
-        await writeFileAtomically(join(into, "found.json"), JSON.stringify(await measure(bench, { signal, onStep })));
-      } finally {
-        await bench.dispose();
-      }
-    });
-    return JSON.parse(await readFile(join(found, "found.json"), "utf8"));
-  };
-  const anchor = await find("anchor", "sensitivity of adapters", (bench, settings) => bench.anchor(settings));
+  const sources: BenchSources = { ...shared, references };
+  const anchor = await ground.find("anchor", z.string(), sources, (bench) => bench.anchor({ signal, onProgress }));
 
   const variants = options.variants ?? ablationVariants();
-  // A run of a few variants keeps what an earlier one found about the others.
-  const known = [...new Map([...ablationVariants(), ...variants].map((variant) => [variant.name, variant])).values()];
   const inputs = [ablationVersion, observed.key, tasks, contents, policy, placement, pictures, calls];
-  const keyOf = (variant: Variant) =>
-    createHash("sha256")
-      .update(JSON.stringify([...inputs, variant]))
-      .digest("hex");
-  const earlier = new Map((await readAblation(out))?.rows.map((row) => [row.key, row]));
-  const rows = new Map<string, AblationRow>();
-  for (const variant of known) {
-    const row = earlier.get(keyOf(variant));
-    if (!row) continue;
-    rows.set(row.key, row);
-    if (variants.includes(variant)) options.onRow?.(row, true);
-  }
-  const table = (): Ablation => ({
-    format: "quad-ablation",
-    version: 1,
-    placement,
-    pictures,
-    anchor,
-    rows: known.map((variant) => rows.get(keyOf(variant))).filter((row) => row !== undefined),
-  });
-  const missing = variants.filter((variant) => !rows.has(keyOf(variant)));
-  const total = missing.length * Object.keys(tasks).length * pictures;
-  let done = 0;
+  const table = await AblationTable.open(options.out, variants, { placement, pictures, anchor }, inputs);
+  for (const row of table.rowsOf(variants)) options.onRow?.(row, true);
+  const missing = table.missing(variants);
   if (missing.length > 0) {
-    const needsOrder = missing.some(({ policy: { narrowShare = 0 } }) => narrowShare > 0 && narrowShare < 1);
-    const sensitivity = needsOrder
-      ? await find("order", "sensitivity of layers", (bench, settings) => bench.sensitivity(settings))
-      : {};
-    await measureAll(sources, { anchor, sensitivity }, missing, {
+    const groundwork: Groundwork = { anchor, sensitivity: {} };
+    if (missing.some(({ policy: { narrowShare = 0 } }) => narrowShare > 0 && narrowShare < 1)) {
+      const measure = (bench: AblationBench) => bench.sensitivity({ signal, onProgress });
+      groundwork.sensitivity = await ground.find("order", sensitivitySchema, sources, measure);
+    }
+    const total = missing.length * Object.keys(tasks).length * pictures;
+    let done = 0;
+    await measureAll(sources, groundwork, missing, {
       processes,
       signal,
       onStep: () => onProgress?.("variants", ++done, total),
       onResult: async (variant, measured) => {
-        const { name, study, profile, policy: differences, roundPhases = false } = variant;
-        const row = { key: keyOf(variant), name, study, profile, policy: differences, roundPhases, ...measured };
-        rows.set(row.key, row);
-        await writeAblation(out, table());
-        options.onRow?.(row, false);
+        options.onRow?.(await table.add(variant, measured), false);
       },
     });
   }
-  await writeAblation(out, table());
-  return table();
+  await table.write();
+  return table.value();
+}
+
+/** JSON has no number for a layer that adds no noise at all. */
+const sensitivitySchema = z.record(
+  z.string(),
+  z
+    .number()
+    .nullable()
+    .transform((decibels) => decibels ?? Number.POSITIVE_INFINITY),
+);
+
+/** Hashes of all pictures that the tasks name. */
+async function hashPictures({ tasks }: BuildConfig, { hashes }: Calibration): Promise<unknown[]> {
+  const files = Object.values(tasks)
+    .flatMap(({ evaluation, calibration }) => [...(evaluation ?? []), ...calibration])
+    .flatMap(({ image, mask }) => [image, mask])
+    .filter((path) => path !== undefined);
+  const contents = await Promise.all(files.map((path) => hashes.hash(path)));
+  await hashes.save();
+  return contents;
+}
+
+/** The stages whose results hold for all variants. */
+class GroundStages {
+  readonly #results: Results;
+  /** Hash of everything that calibration depends on. */
+  readonly #key: string;
+  readonly #options: AblateOptions;
+
+  constructor({ work }: BuildConfig, key: string, options: AblateOptions) {
+    this.#results = new Results(join(work!, "ablation"));
+    this.#key = key;
+    this.#options = options;
+  }
+
+  /** @returns the folder with what `run` wrote, now or earlier */
+  async run(name: string, inputs: unknown, run: (folder: string) => Promise<void>): Promise<string> {
+    const { signal, onStage } = this.#options;
+    signal?.throwIfAborted();
+    const key = keyOf(name, ablationVersion, [this.#key, inputs]);
+    const reused = this.#results.find(name, key) !== null;
+    const folder = await this.#results.make(name, key, run);
+    onStage?.(name, { folder, key, reused });
+    return folder;
+  }
+
+  /** A stage whose result is a value found on a bench. */
+  async find<Value>(
+    name: string,
+    schema: z.ZodType<Value>,
+    sources: BenchSources,
+    measure: (bench: AblationBench) => Promise<Value>,
+  ): Promise<Value> {
+    const { policy, placement, calls } = sources;
+    const folder = await this.run(name, { policy, placement, calls }, async (into) => {
+      const bench = await AblationBench.open(sources);
+      try {
+        await writeRecord(join(into, "found.json"), await measure(bench));
+      } finally {
+        await bench.dispose();
+      }
+    });
+    return readRecord(join(folder, "found.json"), schema);
+  }
+}
+
+type TableHead = Pick<Ablation, "placement" | "pictures" | "anchor">;
+
+/** The table as it grows: rows of an earlier run stay where nothing they depend on has changed. */
+class AblationTable {
+  readonly #path: string;
+  /** All rows that the table may have, in its order. */
+  readonly #variants: readonly Variant[];
+  readonly #head: TableHead;
+  /** Everything that rows depend on besides the variant. */
+  readonly #inputs: unknown[];
+  readonly #rows = new Map<string, AblationRow>();
+
+  private constructor(path: string, variants: readonly Variant[], head: TableHead, inputs: unknown[]) {
+    this.#path = path;
+    this.#variants = variants;
+    this.#head = head;
+    this.#inputs = inputs;
+  }
+
+  /** A run of a few variants keeps what an earlier one found about the others. */
+  static async open(
+    path: string,
+    variants: readonly Variant[],
+    head: TableHead,
+    inputs: unknown[],
+  ): Promise<AblationTable> {
+    const known = new Map([...ablationVariants(), ...variants].map((variant) => [variant.name, variant]));
+    const table = new AblationTable(path, [...known.values()], head, inputs);
+    const earlier = new Map((await readAblation(path))?.rows.map((row) => [row.key, row]));
+    for (const variant of table.#variants) {
+      const row = earlier.get(table.#keyOf(variant));
+      if (row) table.#rows.set(row.key, row);
+    }
+    return table;
+  }
+
+  rowsOf(variants: readonly Variant[]): AblationRow[] {
+    return variants.map((variant) => this.#rows.get(this.#keyOf(variant))).filter((row) => row !== undefined);
+  }
+
+  missing(variants: readonly Variant[]): Variant[] {
+    return variants.filter((variant) => !this.#rows.has(this.#keyOf(variant)));
+  }
+
+  /** Adds a row and writes the table. */
+  async add(variant: Variant, measured: Measured): Promise<AblationRow> {
+    const { name, study, profile, policy, roundPhases = false } = variant;
+    const row = { key: this.#keyOf(variant), name, study, profile, policy, roundPhases, ...measured };
+    this.#rows.set(row.key, row);
+    await this.write();
+    return row;
+  }
+
+  value(): Ablation {
+    return { format: "quad-ablation", version: 1, ...this.#head, rows: this.rowsOf(this.#variants) };
+  }
+
+  write(): Promise<void> {
+    return writeAblation(this.#path, this.value());
+  }
+
+  #keyOf(variant: Variant): string {
+    return createHash("sha256")
+      .update(JSON.stringify([...this.#inputs, variant]))
+      .digest("hex");
+  }
 }

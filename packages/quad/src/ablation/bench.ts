@@ -3,6 +3,7 @@ import { heldOutCases, type PreparedCase, prepareCase } from "../evaluate/cases.
 import { imageQuality } from "../evaluate/image-quality.ts";
 import { ExposedModel } from "../exposed/exposed-model.ts";
 import { readImage, writeImage } from "../files/images.ts";
+import { mean } from "../metrics/mean.ts";
 import { alignBatches, shapeOf } from "../model/denoiser-calls.ts";
 import { openFolder } from "../model/open-folder.ts";
 import { widthsOf } from "../profile/activation-encodings.ts";
@@ -15,6 +16,7 @@ import type { BuildConfig } from "../settings/config.ts";
 import { type Policy, policySchema } from "../settings/policy.ts";
 import type { SimulatedPipeline } from "../simulate/simulated-pipeline.ts";
 import type { Placement } from "../simulate/simulation-graph.ts";
+import type { StageOptions } from "../work/progress.ts";
 import type { ProfileKind, Variant } from "./variants.ts";
 
 /** What variants are measured on: paths and settings, so that it crosses to other processes as JSON. */
@@ -33,7 +35,7 @@ export interface BenchSources {
   /** Recorded calls per task that SQNR and QSS are taken over. */
   calls: number;
   /** CPU threads per graph. */
-  threads?: number | undefined;
+  threads?: number;
 }
 
 /** What is found once and holds for all variants. */
@@ -42,12 +44,6 @@ export interface Groundwork {
   anchor: string;
   /** Signal to noise with only this layer's inputs at 8 bits on the merged profile, dB; empty where no variant needs it. */
   sensitivity: Record<string, number>;
-}
-
-export interface MeasureOptions {
-  signal?: AbortSignal | undefined;
-  /** Called after every picture, or every layer. */
-  onStep?: ((done: number, total: number) => void) | undefined;
 }
 
 /** File name of a full-precision picture. */
@@ -74,7 +70,7 @@ async function casesOf(
 export async function drawReferences(
   sources: Omit<BenchSources, "references">,
   folder: string,
-  { signal, onStep }: MeasureOptions,
+  { signal, onProgress }: StageOptions,
 ): Promise<void> {
   const { exposed, threads } = sources;
   const pipeline = await openFolder(exposed, threads ? { threads } : {});
@@ -87,7 +83,7 @@ export async function drawReferences(
       for (const [index, { sourcePrompt: _, ...request }] of list.entries()) {
         const picture = await pipeline.generate({ ...request, signal });
         await writeImage(join(folder, referenceName(task, index)), picture);
-        onStep?.(++done, total);
+        onProgress?.("full precision", ++done, total);
       }
     }
   } finally {
@@ -118,7 +114,7 @@ export class AblationBench {
   }
 
   /** The most sensitive adapter, each on its own profile with 16-bit activations. */
-  async anchor({ signal, onStep }: MeasureOptions = {}): Promise<string> {
+  async anchor({ signal, onProgress }: StageOptions = {}): Promise<string> {
     const simulated = await this.#simulate(false);
     const policy = this.#widePolicy();
     const wide = widthsOf(policy, new Set());
@@ -129,13 +125,13 @@ export class AblationBench {
       const calls = thin(trajectory, this.#sources.calls);
       const { qss } = await this.#bench.score(simulated, calls, ownProfile(task, policy), wide, signal);
       if (qss > most.qss) most = { task, qss };
-      onStep?.(index + 1, adapted.length);
+      onProgress?.("sensitivity of adapters", index + 1, adapted.length);
     }
     return most.task;
   }
 
   /** Signal to noise with one layer's inputs narrow, dB, for every layer; on the merged profile. */
-  async sensitivity({ signal, onStep }: MeasureOptions = {}): Promise<Record<string, number>> {
+  async sensitivity({ signal, onProgress }: StageOptions = {}): Promise<Record<string, number>> {
     const simulated = await this.#simulate(false);
     const policy = this.#widePolicy();
     const tasks = this.#trajectories.map(({ task }) => task);
@@ -146,15 +142,15 @@ export class AblationBench {
     return layerSensitivity(simulated, this.#trajectories, encodingsFor, {
       calls: 8,
       signal,
-      onProgress: (_, done, total) => onStep?.(done, total),
+      onProgress,
     });
   }
 
-  /** Quality of one variant, by task. */
+  /** Quality of one variant, by task. @param options.onStep - called after every picture */
   async measure(
     variant: Variant,
     { anchor, sensitivity }: Groundwork,
-    { signal, onStep }: MeasureOptions = {},
+    { signal, onStep }: { signal?: AbortSignal; onStep?: () => void } = {},
   ): Promise<{ narrowLayers: number; tasks: Record<string, Figures> }> {
     const simulated = await this.#simulate(variant.roundPhases ?? false);
     const policy = policySchema.parse({ ...this.#sources.policy, ...plainWidths, ...variant.policy });
@@ -169,8 +165,6 @@ export class AblationBench {
       anchor: () => sharedProfile([anchor], policy),
       unified: () => sharedProfile(everyTask, policy),
     };
-    const total = [...this.#cases.values()].reduce((sum, list) => sum + list.length, 0);
-    let done = 0;
     const tasks: Record<string, Figures> = {};
     for (const trajectory of this.#trajectories) {
       const { task } = trajectory;
@@ -182,7 +176,7 @@ export class AblationBench {
         const picture = await simulated.generate(task, request, signal);
         const reference = await readImage(join(this.#sources.references, referenceName(task, index)));
         qualities.push(imageQuality([reference], [picture]));
-        onStep?.(++done, total);
+        onStep?.();
       }
       const [psnr, ssim] = [qualities.map((quality) => quality.psnr), qualities.map((quality) => quality.ssim)];
       tasks[task] = {
@@ -219,7 +213,3 @@ export class AblationBench {
 
 /** What a configuration says about widths is what variants vary. */
 const plainWidths = { narrowShare: 0, narrowFloor: undefined, narrowEverything: false, keepWide: [] };
-
-function mean(values: readonly number[]): number {
-  return values.reduce((sum, value) => sum + value, 0) / values.length;
-}

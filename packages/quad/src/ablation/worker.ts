@@ -1,22 +1,24 @@
-// A process that measures variants for `ablate`: with one thread each, two processes draw more pictures than one with two.
-import { AblationBench } from "./bench.ts";
-import type { FromWorker, ToWorker } from "./workers.ts";
+// What processes that measure variants for `ablate` do: with one thread each, two draw more pictures than one with two.
+import type { StageContext } from "../work/stage.ts";
+import { AblationBench, type BenchSources, type Groundwork } from "./bench.ts";
+import type { Variant } from "./variants.ts";
 
-let bench: AblationBench | undefined;
-const send = (message: FromWorker) => process.send!(message);
+export interface MeasureTask {
+  sources: BenchSources;
+  variant: Variant;
+  groundwork: Groundwork;
+}
 
-process.on("message", async (message: ToWorker) => {
-  try {
-    if (message.kind === "open") {
-      bench = await AblationBench.open(message.sources);
-      send({ kind: "ready" });
-      return;
-    }
+export type Measured = Awaited<ReturnType<AblationBench["measure"]>> & { seconds: number };
+
+export type MeasureContext = Pick<StageContext, "signal" | "onProgress" | "share">;
+
+export const tasks = {
+  async measure({ sources, variant, groundwork }: MeasureTask, context: MeasureContext): Promise<Measured> {
+    const bench = await context.share("bench", () => AblationBench.open(sources));
     const started = performance.now();
-    const result = await bench!.measure(message.variant, message.groundwork, { onStep: () => send({ kind: "step" }) });
-    send({ kind: "result", result: { ...result, seconds: (performance.now() - started) / 1000 } });
-  } catch (error) {
-    const { message: text, problem } = error as Error & { problem?: never };
-    send({ kind: "error", message: text, problem });
-  }
-});
+    const onStep = () => context.onProgress?.("variants", 1, 1);
+    const result = await bench.measure(variant, groundwork, { signal: context.signal, onStep });
+    return { ...result, seconds: (performance.now() - started) / 1000 };
+  },
+};

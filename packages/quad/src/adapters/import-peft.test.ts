@@ -79,9 +79,9 @@ describe("PEFT configurations", () => {
   });
 
   test.each([
-    ["no JSON", "{", /not JSON/],
+    ["no JSON", "{", /not valid JSON/],
     ["a rank of zero", { r: 0 }, /adapter_config\.json: r: /],
-    ["another method", { peft_type: "LOHA" }, /LOHA adapters are not supported/],
+    ["another method", { peft_type: "VERA" }, /VERA adapters are not supported/],
     ["DoRA", { use_dora: true }, /DoRA/],
     ["PiSSA", { r: 2, init_lora_weights: "pissa_niter_4" }, /pissa_niter_4 trains against changed base weights/],
     ["a broken pattern", { r: 2, rank_pattern: { "to_(": 4 } }, /not a regular expression/],

@@ -49,8 +49,8 @@ describe("what is not read", () => {
   });
 
   test.each([
-    ["LoHa", "lora_unet_conv_in.hada_w1_a"],
-    ["LoKr", "lora_unet_conv_in.lokr_w1"],
+    ["OFT", "lora_unet_conv_in.oft_blocks"],
+    ["LoRA-XS", `${flatQ}.default_lora_latent_mapping.weight`],
     ["DoRA", `${flatQ}.dora_scale`],
   ])("%s is refused by name, file and key", async (method, key) => {
     const message = await failure(importSpecs([...good, [key, [1]]]));

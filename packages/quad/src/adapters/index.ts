@@ -1,3 +1,3 @@
-export { importAdapter } from "./import.ts";
+export { type ImportAdapterOptions, importAdapter } from "./import.ts";
 export * from "./types.ts";
 export { type WriteAdapterOptions, writeKohya, writePeft } from "./write.ts";

@@ -18,16 +18,24 @@ describe("parseKey", () => {
     ["base_model.model.conv_in.lora_B.default.weight", "up", "base_model.model.conv_in", "peft"],
     ["base_model.model.conv_in.lora_A.default_0.weight", "down", "base_model.model.conv_in", "peft"],
     ["base_model.model.conv_in.lora_A", "down", "base_model.model.conv_in", "peft"],
+    ["base_model.model.conv_in.lora_E", "lora_E", "base_model.model.conv_in", "peft"],
+    ["base_model.model.conv_in.ranknum", "ranknum", "base_model.model.conv_in", "peft"],
+    ["lora_unet_conv_in.hada_w1_a", "hada_w1_a", "lora_unet_conv_in", "lycoris"],
+    ["lora_unet_conv_in.hada_t2", "hada_t2", "lora_unet_conv_in", "lycoris"],
+    ["lycoris_conv_in.lokr_w1", "lokr_w1", "lycoris_conv_in", "lycoris"],
+    ["base_model.model.conv_in.lokr_w2_b.default", "lokr_w2_b", "base_model.model.conv_in", "peft"],
+    ["double_blocks.0.processor.qkv_lora1.down.weight", "down", "double_blocks.0.processor.qkv_lora1", "diffusers"],
+    ["single_blocks.0.processor.proj_lora.up.weight", "up", "single_blocks.0.proj", "diffusers"],
+    [`unet.${attention}.processor.to_q_lora.alpha`, "alpha", `unet.${attention}.to_q`, undefined],
+    [`unet.${attention}.to_q_lora.alpha`, "alpha", `unet.${attention}.to_q`, undefined],
+    [`unet.${attention}.processor.to_q_lora.down.weight.alpha`, "alpha", `unet.${attention}.to_q`, undefined],
+    [`unet.${attention}.to_q.lora.alpha`, "alpha", `unet.${attention}.to_q`, undefined],
   ];
   test.each(parts)("%s", (key, part, module, format) => {
     expect(parseKey(key)).toEqual({ kind: "part", part, module, format });
   });
 
   const refused: [string, string][] = [
-    ["lora_unet_conv_in.hada_w1_a", "LoHa"],
-    ["lora_unet_conv_in.hada_t2", "LoHa"],
-    ["lycoris_conv_in.lokr_w1", "LoKr"],
-    ["lora_unet_conv_in.lokr_w2_b", "LoKr"],
     ["lora_unet_conv_in.dora_scale", "DoRA"],
     ["base_model.model.q.lora_magnitude_vector", "DoRA"],
     ["base_model.model.q.lora_magnitude_vector.default.weight", "DoRA"],
@@ -36,6 +44,13 @@ describe("parseKey", () => {
     ["lora_unet_conv_in.b2.weight", "GLoRA"],
     ["lora_unet_conv_in.on_input", "IA3"],
     ["base_model.model.q.ia3_l", "IA3"],
+    ["base_model.model.q.boft_R", "BOFT"],
+    ["base_model.model.q.default_lora_latent_mapping.weight", "LoRA-XS"],
+    ["base_model.vera_A", "VeRA"],
+    ["base_model.model.q.vera_lambda_d", "VeRA"],
+    ["base_model.model.q.hra_u", "HRA"],
+    ["base_model.model.q.lora_A.0", "DyLoRA"],
+    ["lora_unet_q.lora_ups.0.weight", "mixture-of-experts LoRA"],
   ];
   test.each(refused)("%s is refused", (key, method) => {
     expect(parseKey(key)).toEqual({ kind: "refused", method });
@@ -51,6 +66,9 @@ describe("parseKey", () => {
     ["x.lora_B.default.bias", /bias inside/],
     ["x.lora_embedding_A", /embedding/],
     ["conv_in.weight", /no suffix/],
+    ["double_blocks.0.img_attn.norm.query_norm.scale", /normalization/],
+    ["q.base_layer.weight", /own weight/],
+    [`${"a.".repeat(1000)}lora_A.weight`, /2013 characters/],
     ["", /no suffix/],
   ];
   test.each(unsupported)("%s is unsupported, with a reason", (key, reason) => {

@@ -275,7 +275,7 @@ describe("Stable Diffusion XL", () => {
     expect(raw).toMatchObject({ reason: expect.stringMatching(/several modules/) });
     const unetOnly = new ModuleIndex(sdxlModules.filter(({ component }) => component === "unet"));
     expect(unetOnly.resolve(`lora_te2_${path}`)).toMatchObject({ reason: expect.stringMatching(/text_encoder_2/) });
-    expect(unetOnly.resolve("text_encoder_3.x")).toMatchObject({ reason: expect.stringMatching(/component/) });
+    expect(unetOnly.resolve("text_encoder_4.x")).toMatchObject({ reason: expect.stringMatching(/component/) });
     expect(index.resolve("lora_unet_nothing")).toMatchObject({ reason: expect.stringMatching(/no module.*nothing/) });
   });
 

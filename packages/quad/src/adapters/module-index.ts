@@ -1,50 +1,12 @@
-import { residualBlocksPerLevel, sgmNames } from "./sgm-names.ts";
+import { conventions } from "./names/index.ts";
+import { allComponents, denoisers, foreignPrefixes, prefixes, textEncoders } from "./names/prefixes.ts";
+import { type AdapterTarget, wholeTarget } from "./names/target.ts";
 import type { AdaptableModule, AdapterComponent } from "./types.ts";
 
-/** What a file's module stands for in the model. */
-export type AdapterTarget =
-  | { readonly kind: "whole"; readonly module: AdaptableModule }
-  /** Fused in the file, separate in the model: the modules take the rows of `up` one after the other. */
-  | { readonly kind: "split"; readonly modules: readonly AdaptableModule[] }
-  /** Separate in the file, fused in the model: part `index` of `count` of the module's outputs. */
-  | { readonly kind: "slice"; readonly module: AdaptableModule; readonly index: number; readonly count: number };
-
-/** The target, or the reason why there is none. */
-export type Resolution = { readonly target: AdapterTarget } | { readonly reason: string };
-
-/** Projections that some models and files keep in one weight, in its order, and what that weight is then called. */
-const fusedProjections: readonly { parts: readonly string[]; fused: readonly string[] }[] = [
-  ...[
-    ["to_q", "to_k", "to_v"],
-    ["q_proj", "k_proj", "v_proj"],
-    ["query", "key", "value"],
-  ].map((parts) => ({ parts, fused: ["to_qkv", "qkv", "qkv_proj", "in_proj", "in_proj_weight"] })),
-  { parts: ["add_q_proj", "add_k_proj", "add_v_proj"], fused: ["to_added_qkv", "add_qkv_proj"] },
-  { parts: ["to_k", "to_v"], fused: ["to_kv", "kv"] },
-];
-
-const denoisers: readonly AdapterComponent[] = ["unet", "transformer"];
-const anyComponent: readonly AdapterComponent[] = ["unet", "transformer", "text_encoder", "text_encoder_2"];
-
-/** Prefixes in the order they are tried; a longer one stands before its own beginning. */
-const prefixes: readonly (readonly [string, readonly AdapterComponent[]])[] = [
-  ["model.diffusion_model.", denoisers],
-  ["diffusion_model.", denoisers],
-  ["lora_unet_", denoisers],
-  ["lora_transformer_", ["transformer"]],
-  ["lora_te1_", ["text_encoder"]],
-  ["lora_te2_", ["text_encoder_2"]],
-  ["lora_te_", ["text_encoder"]],
-  ["lycoris_unet_", denoisers],
-  ["lycoris_", anyComponent],
-  ["unet.", ["unet"]],
-  ["text_encoder.", ["text_encoder"]],
-  ["text_encoder_2.", ["text_encoder_2"]],
-  ["transformer.", ["transformer"]],
-];
-
-/** Prefixes of components that no supported pipeline has. */
-const foreignPrefixes = /^(lora_te3_|text_encoder_3\.|text_encoder_4\.|vae\.|lora_prior_|lora_controlnet_)/;
+/** The target, or the reason why there is none and the components that the name could belong to. */
+export type Resolution =
+  | { readonly target: AdapterTarget }
+  | { readonly reason: string; readonly components: readonly AdapterComponent[] };
 
 /** All names of one component's modules that files are known to use. */
 class ComponentNames {
@@ -52,23 +14,20 @@ class ComponentNames {
   /** kohya's spelling, every dot an underscore; undefined where two modules would share it. */
   readonly #flat = new Map<string, AdapterTarget | undefined>();
 
-  constructor(component: AdapterComponent, modules: readonly AdaptableModule[]) {
-    for (const module of modules) this.#dotted.set(module.name, { kind: "whole", module });
+  constructor(component: AdapterComponent, own: readonly AdaptableModule[]) {
+    const modules = new Map(own.map((module) => [module.name, module]));
+    for (const [name, module] of modules) this.#dotted.set(name, wholeTarget(module));
     this.#flatten(this.#dotted);
-    // Names of the model itself win over derived ones, and earlier derivations over later ones.
     const derived = new Map<string, AdapterTarget>();
-    const derive = (name: string, target: AdapterTarget) => {
-      if (!this.#dotted.has(name) && !derived.has(name)) derived.set(name, target);
-    };
-    for (const [name, target] of fusionTargets(modules)) derive(name, target);
-    for (const [name, target] of [...this.#dotted, ...derived])
-      for (const alias of processorNames(name)) derive(alias, target);
-    const blocks = residualBlocksPerLevel(this.#dotted.keys());
-    for (const [name, target] of [...this.#dotted, ...derived])
-      for (const alias of component.startsWith("text_encoder") ? openClipNames(name) : sgmNames(name, blocks))
-        derive(alias, target);
+    for (const convention of conventions) {
+      const aliases = [...convention.aliases({ component, modules, targets: this.#dotted })];
+      for (const [name, target] of aliases) {
+        if (this.#dotted.has(name)) continue;
+        this.#dotted.set(name, target);
+        derived.set(name, target);
+      }
+    }
     this.#flatten(derived);
-    for (const [name, target] of derived) this.#dotted.set(name, target);
   }
 
   #flatten(names: ReadonlyMap<string, AdapterTarget>): void {
@@ -88,32 +47,48 @@ class ComponentNames {
   }
 }
 
+/** Names without a prefix are the denoiser's where it has them: a ControlNet's layers are called as its UNet's. */
+const bare: readonly (readonly [string, readonly AdapterComponent[]])[] = [
+  ["", denoisers],
+  ["", textEncoders],
+  ["", ["controlnet"]],
+];
+
 /** Finds a model's modules by the names that adapter files give them. Every name is derived from the model's own. */
 export class ModuleIndex {
   readonly #components = new Map<AdapterComponent, ComponentNames>();
 
   constructor(modules: readonly AdaptableModule[]) {
-    for (const component of anyComponent) {
+    for (const component of allComponents) {
       const own = modules.filter((module) => module.component === component);
       if (own.length > 0) this.#components.set(component, new ComponentNames(component, own));
     }
   }
 
-  /** @param path - A key without its suffix, such as `lora_unet_conv_in` or `base_model.model.unet.conv_in`. */
-  resolve(path: string): Resolution {
-    const stripped = path.replace(/^(base_model\.model\.)+/, "");
-    if (foreignPrefixes.test(stripped)) return { reason: "belongs to a component that the model does not have" };
-    let missing: string | undefined;
-    for (const [prefix, components] of [...prefixes, ["", anyComponent] as const]) {
+  /**
+   * @param path - A key without its suffix, such as `lora_unet_conv_in` or `base_model.model.unet.conv_in`.
+   * @param within - The only component that it can belong to, where the place of the file says so.
+   */
+  resolve(path: string, within?: AdapterComponent): Resolution {
+    const stripped = withoutWrapper(path);
+    if (foreignPrefixes.some((prefix) => stripped.startsWith(prefix)))
+      return { reason: "belongs to a component that the model does not have", components: [] };
+    let missing: Resolution | undefined;
+    for (const [prefix, possible] of [...prefixes, ...bare]) {
       if (!stripped.startsWith(prefix)) continue;
+      const components = within ? possible.filter((component) => component === within) : possible;
       const name = stripped.slice(prefix.length);
       const found = this.#find(name, components);
       if (found) return found;
-      if (prefix && !components.some((component) => this.#components.has(component)))
-        missing ??= `belongs to the ${components[0]}, of which the model has no adaptable modules`;
-      missing ??= `the model has no module of the name ${name}`;
+      missing ??= { reason: this.#reason(prefix, name, possible), components: prefix ? possible : allComponents };
     }
-    return { reason: missing! };
+    return missing!;
+  }
+
+  #reason(prefix: string, name: string, components: readonly AdapterComponent[]): string {
+    return prefix && !components.some((component) => this.#components.has(component))
+      ? `belongs to the ${components[0]}, of which the model has no adaptable modules`
+      : `the model has no module of the name ${name}`;
   }
 
   #find(name: string, components: readonly AdapterComponent[]): Resolution | undefined {
@@ -121,47 +96,15 @@ export class ModuleIndex {
     if (hits.length === 0) return undefined;
     const [target] = hits;
     if (hits.length > 1 || target === "ambiguous" || !target)
-      return { reason: `several modules of the model could be ${name}` };
+      return { reason: `several modules of the model could be ${name}`, components };
     return { target };
   }
 }
 
-/** Names of fused projections in models that keep them apart, and of separate ones in models that fuse them. */
-function* fusionTargets(modules: readonly AdaptableModule[]): Generator<[string, AdapterTarget]> {
-  const byName = new Map(modules.map((module) => [module.name, module]));
-  for (const module of modules) {
-    const dot = module.name.lastIndexOf(".") + 1;
-    const parent = module.name.slice(0, dot);
-    const last = module.name.slice(dot);
-    for (const { parts, fused } of fusedProjections) {
-      if (last === parts[0]) {
-        const siblings = parts.map((part) => byName.get(parent + part));
-        if (siblings.every((sibling) => sibling !== undefined && sibling.inFeatures === module.inFeatures)) {
-          const target = { kind: "split", modules: siblings as AdaptableModule[] } as const;
-          for (const name of fused) yield [parent + name, target];
-        }
-      }
-      if (fused.includes(last))
-        for (const [index, part] of parts.entries())
-          yield [parent + part, { kind: "slice", module, index, count: parts.length }];
-    }
-  }
-}
-
-/** What diffusers' attention processors and old text encoder LoRAs call a layer. */
-function processorNames(name: string): string[] {
-  const match = /^(.+)\.(to_out\.0|[qkv]_proj|out_proj)$/.exec(name);
-  if (!match) return [];
-  const [, parent, last] = match as unknown as [string, string, string];
-  return [`${parent}.${last.startsWith("to_out") || last === "out_proj" ? "to_out" : `to_${last[0]}`}`];
-}
-
-/** OpenCLIP's name of a layer in a text encoder of `transformers`. */
-function openClipNames(name: string): string[] {
-  const match = /^(?:text_model\.)?encoder\.layers\.(\d+)\.(self_attn|mlp)\.(.+)$/.exec(name);
-  if (!match) return [];
-  const [, layer, kind, rest] = match as unknown as [string, string, string, string];
-  if (kind === "self_attn") return [`transformer.resblocks.${layer}.attn.${rest}`];
-  const renamed = rest === "fc1" ? "c_fc" : rest === "fc2" ? "c_proj" : undefined;
-  return renamed ? [`transformer.resblocks.${layer}.mlp.${renamed}`] : [];
+/** PEFT's wrapper around a model, once per time that it was wrapped. */
+export function withoutWrapper(path: string): string {
+  const wrapper = "base_model.model.";
+  let start = 0;
+  while (path.startsWith(wrapper, start)) start += wrapper.length;
+  return path.slice(start);
 }

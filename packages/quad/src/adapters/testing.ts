@@ -4,7 +4,7 @@ import { fromFloat32, InputError, type SafetensorsDtype } from "@quad-lora/base"
 import { expect } from "vitest";
 import { temporaryFolder } from "../../../../test/helpers/models.ts";
 import { writeSafetensors } from "../files/safetensors.ts";
-import { importAdapter } from "./import.ts";
+import { type ImportAdapterOptions, importAdapter } from "./import.ts";
 import type { AdaptableModule, ImportedAdapter } from "./types.ts";
 
 /** For the files of one test file. */
@@ -48,8 +48,8 @@ export async function writeFileOf(specs: Spec[], metadata?: Record<string, strin
 
 export const importSpecs = async (
   specs: Spec[],
-  options: { metadata?: Record<string, string>; of?: AdaptableModule[] } = {},
-) => importAdapter(await writeFileOf(specs, options.metadata), options.of ?? modules);
+  options: { metadata?: Record<string, string>; of?: AdaptableModule[] } & ImportAdapterOptions = {},
+) => importAdapter(await writeFileOf(specs, options.metadata), options.of ?? modules, options);
 export const failure = (promise: Promise<unknown>) =>
   promise.then(
     () => expect.fail("did not throw"),

@@ -1,5 +1,11 @@
 /** Parts of a pipeline that adapters change, named as in diffusers. */
-export type AdapterComponent = "unet" | "transformer" | "text_encoder" | "text_encoder_2";
+export type AdapterComponent =
+  | "unet"
+  | "transformer"
+  | "text_encoder"
+  | "text_encoder_2"
+  | "text_encoder_3"
+  | "controlnet";
 
 /** A layer of the model that a LoRA can be attached to. */
 export interface AdaptableModule {
@@ -36,6 +42,8 @@ export interface AdapterReport {
   readonly matched: readonly { key: string; module: string; component: AdapterComponent }[];
   readonly unmatched: readonly { key: string; reason: string }[];
   readonly mismatched: readonly { key: string; module: string; expected: string; got: string }[];
+  /** What the user has to know besides: changes that were shortened, alphas that found no layer, products that are zero. */
+  readonly warnings: readonly string[];
   /** Smallest and largest rank among the layers. */
   readonly rankMin: number;
   readonly rankMax: number;

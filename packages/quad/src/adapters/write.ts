@@ -29,6 +29,8 @@ export async function writeKohya(
     transformer: "lora_transformer_",
     text_encoder: hasSecondEncoder ? "lora_te1_" : "lora_te_",
     text_encoder_2: "lora_te2_",
+    text_encoder_3: "lora_te3_",
+    controlnet: "lora_controlnet_",
   };
   const find = moduleFinder(modules);
   const tensors = layers.flatMap((layer): LazySafetensorsInput[] => {

@@ -9,22 +9,22 @@ export interface AdapterSource extends AdapterTensors {
   align: boolean;
 }
 
-/** The exposed folder's adapters, with those of `distilled` in place of their namesakes. */
+/** The exposed folder's adapters, with those of the folders `distilled` in place of their namesakes. */
 export async function loadAdapters(
   exposed: string,
-  distilled: string | undefined,
+  distilled: readonly string[] = [],
 ): Promise<Map<string, AdapterSource>> {
   const suffix = ".safetensors";
   const list = async (folder: string) =>
     (await readdir(folder).catch(() => [])).filter((name) => name.endsWith(suffix)).sort();
   const own = join(exposed, "adapters");
-  const trained = new Set(distilled ? await list(distilled) : []);
+  const trained = new Map<string, string>();
+  for (const folder of distilled) for (const name of await list(folder)) trained.set(name, folder);
   const adapters = new Map<string, AdapterSource>();
-  for (const name of [...new Set([...(await list(own)), ...trained])].sort()) {
-    const isTrained = trained.has(name);
-    const { tensors, rank, metadata } = await readFactorFile(join(isTrained ? distilled! : own, name));
+  for (const name of [...new Set([...(await list(own)), ...trained.keys()])].sort()) {
+    const { tensors, rank, metadata } = await readFactorFile(join(trained.get(name) ?? own, name));
     const source = metadata[sourceKey] ?? name;
-    adapters.set(name.slice(0, -suffix.length), { tensors, rank, source, align: !isTrained });
+    adapters.set(name.slice(0, -suffix.length), { tensors, rank, source, align: !trained.has(name) });
   }
   return adapters;
 }

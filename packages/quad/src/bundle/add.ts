@@ -12,13 +12,14 @@ import { readRecord } from "../files/json.ts";
 import { defaultSize } from "../model/picture-size.ts";
 import type { TaskCase, Trajectory } from "../records/trajectory.ts";
 import type { DistillSettings } from "../settings/distill.ts";
+import type { StageOptions } from "../work/progress.ts";
 import { measureEncoded, openFrozen, writeEncoded } from "./bundle-adapters.ts";
 import { bundleFiles } from "./bundle-folder.ts";
 import { encodeForBundle } from "./encode-adapter.ts";
 import { openReference } from "./reference-pipeline.ts";
 
 /** What {@link addToBundle} encodes, into which bundle, and what it measures the fit on. */
-export interface AddOptions {
+export interface AddOptions extends StageOptions {
   bundle: string;
   /** LoRA file or PEFT folder. */
   adapter: string;
@@ -34,8 +35,6 @@ export interface AddOptions {
   cases?: readonly TaskCase[];
   /** Take an adapter that has layers without a slot in the bundle. */
   partial?: boolean;
-  signal?: AbortSignal;
-  onProgress?: (stage: string, done: number, total: number, detail?: string) => void;
 }
 
 const defaultCases = 4;
@@ -68,14 +67,15 @@ export async function addToBundle(options: AddOptions): Promise<AdapterRecord> {
     task,
     withoutSlot,
     signal,
-    onProgress: (done, total) => options.onProgress?.("encoding", done, total),
+    onProgress: options.onProgress,
   });
   if (options.against !== undefined) {
     const trajectory = await drawReference(options, options.against, task);
-    encoded.record.fit.measured = await measureEncoded(frozen, name, encoded, trajectory, signal ? { signal } : {});
+    encoded.record.fit.measured = await measureEncoded(frozen, name, encoded, trajectory, { signal });
   }
   signal?.throwIfAborted();
-  return writeEncoded(frozen, encoded);
+  const [record] = await writeEncoded(frozen, [encoded], () => refuseTakenName(options));
+  return record;
 }
 
 /** The factors tuned to the bundle's profile. */
@@ -174,10 +174,7 @@ async function drawReference(
       reference,
       name,
       chosen.map((own) => ({ ...defaults, ...own })),
-      {
-        signal,
-        onProgress: (done, total) => onProgress?.("drawing in full precision", done, total),
-      },
+      { stage: "drawing in full precision", signal, onProgress },
     );
   } finally {
     await reference.dispose();

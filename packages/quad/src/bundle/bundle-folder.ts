@@ -1,6 +1,5 @@
-import { existsSync } from "node:fs";
-import { readdir, rename, rm, stat } from "node:fs/promises";
-import { basename, dirname, join } from "node:path";
+import { readdir, stat } from "node:fs/promises";
+import { join } from "node:path";
 import {
   type AdapterRecord,
   type BundleManifest,
@@ -10,6 +9,8 @@ import {
 } from "@quad-lora/runtime";
 import { hashFile } from "../files/hash.ts";
 import { readText } from "../files/json.ts";
+import { refuseForeignFolder } from "../files/overwrite.ts";
+import { restoreFolder } from "../files/replace-folder.ts";
 
 /** Files of a bundle by what they are for. */
 export const bundleFiles = {
@@ -23,14 +24,31 @@ export const bundleFiles = {
 
 /** @throws InputError if the folder is not a bundle of this version */
 export async function readManifest(bundle: string): Promise<BundleManifest> {
+  await restoreFolder(bundle);
   const file = join(bundle, bundleFiles.manifest);
   const text = await readText(file, "a bundle written by quad build or quad compile");
   return parseManifest(text, file);
 }
 
+/**
+ * Overwriting is for bundles, and for what their manifest lists.
+ * @throws InputError if `out` is something else, or holds something besides
+ */
+export async function refuseForeignBundle(out: string): Promise<void> {
+  const manifest = await readManifest(out).catch(() => undefined);
+  const own = new Set(Object.keys(manifest?.files ?? {}).map((path) => path.split("/")[0]));
+  await refuseForeignFolder(out, {
+    mark: bundleFiles.manifest,
+    otherwise: "exists and is not a bundle",
+    isOwn: (entry) =>
+      !manifest || own.has(entry) || entry === bundleFiles.adapters || entry.startsWith(bundleFiles.manifest),
+  });
+}
+
 /** The records of a bundle's adapters, sorted by name. */
 export async function readRecords(bundle: string): Promise<AdapterRecord[]> {
   const folder = join(bundle, bundleFiles.adapters);
+  await restoreFolder(folder);
   const names = (await readdir(folder).catch(() => [])).filter((name) => name.endsWith(".json")).sort();
   return Promise.all(
     names.map(async (name) => {
@@ -61,19 +79,4 @@ async function listFiles(folder: string, prefix = ""): Promise<string[]> {
     else files.push(path);
   }
   return files;
-}
-
-/** Name of the folder in which `out` is prepared; what a killed run left there is to be removed first. */
-export function temporaryFolder(out: string): string {
-  return join(dirname(out), `.quad-${basename(out)}.tmp`);
-}
-
-/** Puts a finished folder in another's place: at every moment one of the two is there, under one name or another. */
-export async function replaceFolder(finished: string, out: string): Promise<void> {
-  if (!existsSync(out)) return rename(finished, out);
-  const old = join(dirname(out), `.quad-${basename(out)}.old.tmp`);
-  await rm(old, { recursive: true, force: true });
-  await rename(out, old);
-  await rename(finished, out);
-  await rm(old, { recursive: true, force: true });
 }

@@ -17,6 +17,7 @@ import { otherFactors } from "../factors/other-factors.ts";
 import { factorDims, padRank, slotInputs } from "../factors/slot-layout.ts";
 import { hashBytes } from "../files/hash.ts";
 import type { Profile } from "../records/profile.ts";
+import type { StageOptions } from "../work/progress.ts";
 
 /** An adapter in an exposed graph's layouts, in full precision. */
 export interface AdapterTensors {
@@ -42,15 +43,13 @@ export interface EncodedFiles {
   record: AdapterRecord;
 }
 
-export interface EncodeOptions {
+export interface EncodeOptions extends StageOptions {
   /** Use the factors' gauge freedom; factors that were trained on the grid are taken as they are. */
   align: boolean;
   /** For the record. */
   task?: Task;
   /** For the record. */
   withoutSlot?: readonly string[];
-  signal?: AbortSignal;
-  onProgress?: (done: number, total: number) => void;
 }
 
 /** Clipping beyond this share makes it worth trying whether more ranks help. */
@@ -67,9 +66,9 @@ export async function encodeForBundle(
   options: EncodeOptions,
 ): Promise<EncodedFiles> {
   const { slots, profile, identity } = frame;
-  let encoded = await encodeDenoiser(adapter, frame, adapter.rank, options);
+  let encoded = await encodeDenoiser(name, adapter, frame, adapter.rank, options);
   if (options.align && adapter.rank < profile.rank && encoded.fit.clipped > muchClipped) {
-    const padded = await encodeDenoiser(adapter, frame, profile.rank, options);
+    const padded = await encodeDenoiser(name, adapter, frame, profile.rank, options);
     if (padded.fit.alignmentError < 0.9 * encoded.fit.alignmentError) encoded = padded;
   }
   const { rank, fit } = encoded;
@@ -105,6 +104,7 @@ export async function encodeForBundle(
 
 /** Codes for the denoiser's slots, padded to `rank`. */
 async function encodeDenoiser(
+  name: string,
   { tensors, rank: ownRank }: AdapterTensors,
   { slots, profile }: EncodingFrame,
   rank: number,
@@ -119,7 +119,7 @@ async function encodeDenoiser(
     const encoded = encodeAdapter(factors, [slot], scales, profile.policy.adapterBits, align);
     codes.push(...encoded.codes);
     fit.push(...encoded.fit);
-    onProgress?.(index + 1, denoiser.length);
+    onProgress?.(`encoding ${name}`, index + 1, denoiser.length);
     // Aligning a slot can take a second: interrupts and progress get through in between.
     await new Promise((resolve) => setImmediate(resolve));
     signal?.throwIfAborted();

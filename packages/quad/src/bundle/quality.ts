@@ -1,3 +1,4 @@
+import { elementCount } from "@quad-lora/onnx";
 import type { BundleQuality, Pipeline } from "@quad-lora/runtime";
 import { pickInputRows } from "../model/denoiser-calls.ts";
 import { runCall } from "../model/run-call.ts";
@@ -38,7 +39,7 @@ async function predictRows(
   batch: number,
 ): Promise<Float32Array> {
   const [rows, ...rest] = call.output.dims;
-  const rowSize = rest.reduce((product, size) => product * size, 1);
+  const rowSize = elementCount(rest);
   const result = new Float32Array(rows * rowSize);
   for (let start = 0; start < rows; start += batch) {
     const indices = Array.from({ length: batch }, (_, index) => (start + index) % rows);

@@ -2,6 +2,7 @@ import { join } from "node:path";
 import { InputError } from "@quad-lora/base";
 import { type FileRecord, openBundle } from "@quad-lora/runtime";
 import { folderFiles } from "../files/folder-files.ts";
+import type { StageOptions } from "../work/progress.ts";
 import { bundleFiles, readManifest, readRecords } from "./bundle-folder.ts";
 
 /**
@@ -12,8 +13,7 @@ import { bundleFiles, readManifest, readRecords } from "./bundle-folder.ts";
  */
 export async function verifyBundle(
   bundle: string,
-  onProgress?: (done: number, total: number) => void,
-  trustedKeys?: readonly string[],
+  { signal, onProgress, trustedKeys }: StageOptions & { trustedKeys?: readonly string[] } = {},
 ): Promise<void> {
   await openBundle(folderFiles(bundle), { trustedKeys });
   const files: [string, FileRecord | undefined][] = Object.entries((await readManifest(bundle)).files);
@@ -23,8 +23,9 @@ export async function verifyBundle(
     for (const [name, file] of Object.entries(record.files)) files.push([`${bundleFiles.adapters}/${name}`, file]);
   }
   for (const [index, [path, expected]] of files.entries()) {
+    signal?.throwIfAborted();
     await verifyFile(bundle, path, expected);
-    onProgress?.(index + 1, files.length);
+    onProgress?.("verifying", index + 1, files.length);
   }
 }
 

@@ -5,13 +5,9 @@ import { openFolder } from "../model/open-folder.ts";
 import { findQuantizable } from "../quantizable/quantizable.ts";
 import { type Observations, writeObservations } from "../records/observations.ts";
 import { readTrajectory, type TaskCase, writeTrajectory } from "../records/trajectory.ts";
+import type { StageOptions } from "../work/progress.ts";
 import { defaultObserveOptions, observe } from "./observe.ts";
 import { recordTrajectory } from "./record-trajectory.ts";
-
-export interface CalibrateOptions {
-  signal?: AbortSignal;
-  onProgress?: (stage: string, done: number, total: number) => void;
-}
 
 /**
  * Stage: exposed folder and a task's cases -> trajectory file. The full-precision pipeline draws every case; all that the
@@ -23,14 +19,11 @@ export async function recordTask(
   task: string,
   cases: readonly TaskCase[],
   file: string,
-  options: CalibrateOptions = {},
+  options: StageOptions = {},
 ): Promise<void> {
   const pipeline = typeof exposed === "string" ? await openFolder(exposed) : exposed;
   try {
-    const trajectory = await recordTrajectory(pipeline, task, cases, {
-      signal: options.signal,
-      onProgress: (done, total) => options.onProgress?.(`recording ${task}`, done, total),
-    });
+    const trajectory = await recordTrajectory(pipeline, task, cases, options);
     await writeTrajectory(file, trajectory);
   } finally {
     if (pipeline !== exposed) await pipeline.dispose();
@@ -42,7 +35,7 @@ export async function observeTasks(
   exposed: string,
   trajectoryFiles: readonly string[],
   file: string,
-  options: CalibrateOptions & Partial<typeof defaultObserveOptions> = {},
+  options: StageOptions & Partial<typeof defaultObserveOptions> = {},
 ): Promise<Observations> {
   const model = await ExposedModel.open(exposed);
   const trajectories = alignBatches(await Promise.all(trajectoryFiles.map(readTrajectory)));

@@ -4,17 +4,16 @@ import { openWithGraph } from "../model/open-with-graph.ts";
 import { runCall } from "../model/run-call.ts";
 import type { Observations, TaskObservations } from "../records/observations.ts";
 import type { Trajectory } from "../records/trajectory.ts";
+import type { StageOptions } from "../work/progress.ts";
 import { histogramGraph, observed, rangeGraph } from "./observing-graph.ts";
 
-export interface ObserveOptions {
+export interface ObserveOptions extends StageOptions {
   /** Groups of consecutive time steps that get statistics of their own. */
   stepGroups: number;
   /** Bins of a histogram. */
   bins: number;
   /** Elements of a value that one run contributes to its histogram, at most. */
   sampled: number;
-  signal?: AbortSignal;
-  onProgress?: (stage: string, done: number, total: number) => void;
 }
 
 export const defaultObserveOptions = { stepGroups: 4, bins: 1024, sampled: 8192 };

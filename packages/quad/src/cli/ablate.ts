@@ -4,7 +4,7 @@ import { ablate, ablationTable, ablationVariants } from "../ablation/index.ts";
 import { loadConfig } from "../settings/config.ts";
 import { strictestTarget, type TargetName, targetNames } from "../targets/index.ts";
 import { parseCount } from "./arguments.ts";
-import { interruptSignal } from "./interrupt.ts";
+import { stageOptions } from "./interrupt.ts";
 import { formatDuration, formatTable, type Terminal } from "./terminal.ts";
 
 interface Options {
@@ -39,8 +39,7 @@ export function ablateCommand(terminal: () => Terminal): Command {
       const ablation = await ablate(config, {
         ...options,
         variants,
-        signal: interruptSignal(),
-        onProgress: (stage, done, total) => out.progress(stage, done, total),
+        ...stageOptions(out),
         onStage: (name, { reused }) => out.print(`${reused ? "unchanged" : "done     "}  ${name}`),
         onRow: ({ name }, reused) => out.print(`${reused ? "unchanged" : "done     "}  ${name}`),
       });

@@ -3,10 +3,10 @@ import { Command } from "commander";
 import { type AddOptions, addToBundle } from "../bundle/add.ts";
 import { loadConfig } from "../settings/config.ts";
 import { type DistillSettings, distillSchema } from "../settings/distill.ts";
-import { loadCases } from "../stages/build.ts";
+import { loadCases } from "../tasks/cases.ts";
 import { parseCount, parseNumber } from "./arguments.ts";
-import { interruptSignal } from "./interrupt.ts";
-import { printAdapters } from "./show.ts";
+import { stageOptions } from "./interrupt.ts";
+import { printAdapters } from "./tables.ts";
 import type { Terminal } from "./terminal.ts";
 
 interface Options {
@@ -71,8 +71,7 @@ export function addCommand(terminal: () => Terminal): Command {
         ...(await casesOf(bundle, options)),
         ...(options.partial ? { partial: true } : {}),
         ...(options.distill ? { distill: await distillSettings(options.config) } : {}),
-        signal: interruptSignal(),
-        onProgress: (stage, done, total, detail) => out.progress(stage, done, total, detail),
+        ...stageOptions(out),
       });
       out.endProgress();
       if (record.withoutSlot.length > 0) {

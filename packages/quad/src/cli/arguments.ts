@@ -1,6 +1,7 @@
 import { InputError } from "@quad-lora/base";
 import { InvalidArgumentError } from "commander";
 import type { z } from "zod";
+import { withoutUndefined } from "../settings/without-undefined.ts";
 
 /** Collects repeated `NAME=VALUE` options into a record. A bare NAME stands for NAME=NAME. */
 export function collectPairs(text: string, previous: Record<string, string> = {}): Record<string, string> {
@@ -53,7 +54,7 @@ export function withOptions<Schema extends z.ZodType>(
   settings: object,
   options: Readonly<Record<string, unknown>>,
 ): z.infer<Schema> {
-  const given = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
+  const given = withoutUndefined(options);
   const result = schema.safeParse({ ...settings, ...given });
   if (result.success) return result.data;
   const [{ message, path }] = result.error.issues;

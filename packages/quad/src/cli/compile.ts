@@ -1,12 +1,13 @@
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { Command, Option } from "commander";
+import { setAsideFolder } from "../bundle/added-adapters.ts";
 import { compileBundle } from "../compile/compile-bundle.ts";
 import { readProfile } from "../records/profile.ts";
 import { defaultTarget, type TargetName, targetNames } from "../targets/index.ts";
 import { parseCount } from "./arguments.ts";
-import { interruptSignal } from "./interrupt.ts";
-import { printAdapters } from "./show.ts";
+import { stageOptions } from "./interrupt.ts";
+import { printAdapters } from "./tables.ts";
 import type { Terminal } from "./terminal.ts";
 
 interface Options {
@@ -48,14 +49,15 @@ export function compileCommand(terminal: () => Terminal): Command {
         out: options.out,
         target: options.target ?? (await readProfile(options.profile)).placement,
         ...(options.rank ? { rank: options.rank } : {}),
-        ...(options.adapters ? { adapters: options.adapters } : {}),
+        adapters: options.adapters ? [options.adapters] : [],
         trajectories: names.map((name) => join(calibration!, name)),
-        signal: interruptSignal(),
-        onProgress: (stage, done, total) => out.progress(stage, done, total),
+        ...stageOptions(out),
       });
       out.endProgress();
       if (result.lost.length > 0) {
-        out.warn(`${result.lost.join(", ")} had been added for the graph or profile before: run quad add again`);
+        out.warn(
+          `${result.lost.join(", ")} had been added for the graph or profile before: run quad add again (their files are in ${setAsideFolder(options.out)})`,
+        );
       }
       out.result(result);
       printAdapters(out, result.adapters, result.manifest.base);

@@ -7,8 +7,8 @@ import { type DistillAdapterResult, distillSchema } from "../distill/index.ts";
 import { loadConfig } from "../settings/config.ts";
 import { distillBundle, distillConfigured } from "../stages/distill-configured.ts";
 import { parseCount, parseNumber, parseSeed, withOptions } from "./arguments.ts";
-import { interruptSignal } from "./interrupt.ts";
-import { printAdapters } from "./show.ts";
+import { stageOptions } from "./interrupt.ts";
+import { printAdapters } from "./tables.ts";
 import { formatDuration, formatTable, type Terminal } from "./terminal.ts";
 
 interface Options {
@@ -76,9 +76,7 @@ export function distillCommand(terminal: () => Terminal): Command {
           config: { ...config, distill: withOptions(distillSchema, config.distill, given) },
           ...(names ? { names } : {}),
           ...(dataset !== undefined ? { dataset } : {}),
-          signal: interruptSignal(),
-          onProgress: (stage: string, done: number, total: number, detail?: string) =>
-            term.progress(stage, done, total, detail),
+          ...stageOptions(term),
         };
         if (isBundle) {
           const given = against !== undefined ? { against } : {};

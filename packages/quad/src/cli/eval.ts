@@ -6,8 +6,9 @@ import { evaluate } from "../evaluate/evaluate.ts";
 import type { Evaluation } from "../records/evaluation.ts";
 import { writeReport } from "../report/report.ts";
 import { loadConfig } from "../settings/config.ts";
+import { withoutUndefined } from "../settings/without-undefined.ts";
 import { collectPairs, parseCount, parseNumber } from "./arguments.ts";
-import { interruptSignal } from "./interrupt.ts";
+import { stageOptions } from "./interrupt.ts";
 import { formatDuration, formatTable, type Terminal } from "./terminal.ts";
 
 interface Options {
@@ -79,8 +80,7 @@ export function evalCommand(terminal: () => Terminal): Command {
         shares: options.shares,
         layerCalls: options.layerCalls,
         networks: withoutUndefined({ lpips, inception, inceptionRange, clipImage, clipText, clipTokenizer }),
-        signal: interruptSignal(),
-        onProgress: (stage, done, total) => out.progress(stage, done, total),
+        ...stageOptions(out),
       });
       out.endProgress();
       const file = join(target, "evaluation.json");
@@ -184,8 +184,4 @@ function parseRange(text: string): [number, number] {
   const [low, high, ...rest] = text.split(",").map(parseNumber);
   if (rest.length > 0 || !(low < high)) throw new InvalidArgumentError("Expected LOW,HIGH, for example 0,1.");
   return [low, high];
-}
-
-function withoutUndefined<Values extends object>(values: Values): Values {
-  return Object.fromEntries(Object.entries(values).filter(([, value]) => value !== undefined)) as Values;
 }

@@ -1,7 +1,7 @@
 import { Command } from "commander";
 import { type ExposeOptions, expose } from "../expose/expose.ts";
 import { collectPairs, parseRank, parseSlots } from "./arguments.ts";
-import { interruptSignal } from "./interrupt.ts";
+import { stageOptions } from "./interrupt.ts";
 import { reportToJson, warnOfLostKeys } from "./report.ts";
 import { formatTable, type Terminal } from "./terminal.ts";
 
@@ -51,8 +51,7 @@ export function exposeCommand(terminal: () => Terminal): Command {
         adapters: options.adapter,
         rank: options.rank,
         slots: options.slots,
-        signal: interruptSignal(),
-        onProgress: ({ stage, done, total }) => out.progress(stage, done, total),
+        ...stageOptions(out),
       });
       out.endProgress();
       for (const { name, report } of result.adapters) warnOfLostKeys(out, name, report);
@@ -61,6 +60,7 @@ export function exposeCommand(terminal: () => Terminal): Command {
       );
       out.result({
         out: result.out,
+        replaced: result.replaced,
         rank: result.slots.rank,
         slots,
         adapters: Object.fromEntries(
@@ -76,6 +76,8 @@ export function exposeCommand(terminal: () => Terminal): Command {
         const rows = result.adapters.map(({ name, format, rank, layers }) => [name, format, rank, layers]);
         out.print(`\n${formatTable([["adapter", "format", "rank", "layers"], ...rows])}`);
       }
-      out.print(`\nWrote ${result.out}`);
+      const before =
+        result.replaced && ` in place of the exposed folder with ${result.replaced.join(", ") || "no adapters"}`;
+      out.print(`\nWrote ${result.out}${before ?? ""}`);
     });
 }

@@ -1,3 +1,6 @@
+import type { StageOptions } from "../work/progress.ts";
+import type { Terminal } from "./terminal.ts";
+
 /** Thrown through long work when the user presses Ctrl-C. */
 export class Interrupted extends Error {
   override readonly name = "Interrupted";
@@ -13,4 +16,9 @@ export function interruptSignal(): AbortSignal {
     });
   }
   return controller.signal;
+}
+
+/** What a command hands on to the work it starts: Ctrl-C stops it, and the terminal shows how far it is. */
+export function stageOptions({ progress }: Terminal): Required<StageOptions> {
+  return { signal: interruptSignal(), onProgress: progress };
 }

@@ -7,13 +7,17 @@ export function reportToJson(report: AdapterReport) {
     matched: report.matched.length,
     unmatched: report.unmatched.map(({ key }) => key),
     mismatched: report.mismatched.map(({ key }) => key),
+    warnings: report.warnings,
   };
 }
 
 const shown = 5;
 
-/** Tells of every key of an adapter file that will have no effect. */
+/** Tells of every key of an adapter file that will have no effect, and of what else changes the adapter. */
 export function warnOfLostKeys(terminal: Terminal, name: string, report: AdapterReport): void {
+  for (const text of report.warnings.slice(0, shown)) terminal.warn(`adapter "${name}": ${text}`);
+  if (report.warnings.length > shown)
+    terminal.warn(`adapter "${name}": ${report.warnings.length - shown} more warnings; quad inspect --json lists all`);
   const lost = [
     ...report.unmatched.map(({ key, reason }) => `${key}: ${reason}`),
     ...report.mismatched.map(({ key, module, expected, got }) => `${key}: ${module} takes ${expected}, got ${got}`),

@@ -1,13 +1,14 @@
 import { readFile } from "node:fs/promises";
-import type { AdapterRecord, BundleQuality } from "@quad-lora/runtime";
 import { Command, Option } from "commander";
 import { bundleEncodings, showBundle } from "../bundle/show.ts";
 import { verifyBundle } from "../bundle/verify.ts";
 import type { AimetVersion } from "../encodings-files/index.ts";
 import { writeFileAtomically } from "../files/atomic.ts";
 import { describeShape } from "../model/denoiser.ts";
-import { printProfile } from "./build.ts";
-import { formatBytes, formatTable, type Terminal } from "./terminal.ts";
+import { formatBytes } from "../report/format.ts";
+import { stageOptions } from "./interrupt.ts";
+import { printAdapters, printProfile } from "./tables.ts";
+import { formatTable, type Terminal } from "./terminal.ts";
 
 interface Options {
   verify?: boolean;
@@ -45,7 +46,7 @@ export function showCommand(terminal: () => Terminal): Command {
       const summary = await showBundle(bundle);
       const keys = options.verifyKey ? [await readFile(options.verifyKey, "utf8")] : undefined;
       const isVerified = options.verify || keys !== undefined;
-      if (isVerified) await verifyBundle(bundle, (done, total) => out.progress("verifying", done, total), keys);
+      if (isVerified) await verifyBundle(bundle, { ...stageOptions(out), trustedKeys: keys });
       out.endProgress();
       out.result({ ...summary, verified: isVerified });
       const { manifest, profile, slots, adapters, sizes, nodes } = summary;
@@ -76,27 +77,4 @@ export function showCommand(terminal: () => Terminal): Command {
       if (isVerified) out.print("\nAll files are those that the manifest describes.");
       if (keys) out.print("Manifest and adapters are signed with the given key.");
     });
-}
-
-/** How well the adapters of a bundle fit. */
-export function printAdapters(out: Terminal, adapters: readonly AdapterRecord[], base?: BundleQuality): void {
-  const decibels = (value: number | null) => (value === null ? "exact" : value.toFixed(1));
-  const measured = (quality: BundleQuality | undefined) =>
-    quality ? [quality.qss.toExponential(2), decibels(quality.sqnr)] : ["not measured", ""];
-  out.print(
-    formatTable([
-      ["adapter", "rank", "size", "QSS", "SQNR dB", "factors dB", "error", "before alignment", "clipped"],
-      ...(base ? [["base", "", "", ...measured(base), "", "", "", ""]] : []),
-      ...adapters.map(({ name, rank, files, fit }) => [
-        name,
-        rank,
-        formatBytes(files[`${name}.safetensors`]?.bytes ?? 0),
-        ...measured(fit.measured),
-        decibels(fit.productSqnr),
-        fit.alignmentError.toFixed(4),
-        fit.errorBeforeAlignment.toFixed(4),
-        `${(100 * fit.clipped).toFixed(2)} %`,
-      ]),
-    ]),
-  );
 }

@@ -8,9 +8,9 @@ import { buildProfile } from "../profile/build-profile.ts";
 import { importEncodings } from "../profile/import-encodings.ts";
 import { writeProfile } from "../records/profile.ts";
 import { loadConfig } from "../settings/config.ts";
-import { recordConfigured } from "../stages/build.ts";
-import { printProfile } from "./build.ts";
-import { interruptSignal } from "./interrupt.ts";
+import { recordConfigured } from "../stages/calibrate.ts";
+import { stageOptions } from "./interrupt.ts";
+import { printProfile } from "./tables.ts";
 import type { Terminal } from "./terminal.ts";
 
 export function calibrateCommand(terminal: () => Terminal): Command {
@@ -26,8 +26,7 @@ export function calibrateCommand(terminal: () => Terminal): Command {
       const out = terminal();
       const config = await loadConfig(options.config);
       const common = {
-        signal: interruptSignal(),
-        onProgress: (stage: string, done: number, total: number) => out.progress(stage, done, total),
+        ...stageOptions(out),
       };
       const files: string[] = [];
       const pipeline = new LazyPipeline(exposed);
@@ -91,8 +90,7 @@ export function profileCommand(terminal: () => Terminal): Command {
         out: options.out,
         policy: config.policy,
         placement: config.target,
-        signal: interruptSignal(),
-        onProgress: (stage, done, total) => out.progress(stage, done, total),
+        ...stageOptions(out),
       });
       const imported = options.encodings ? await importEncodings(exposed, profile, options.encodings) : undefined;
       if (imported) await writeProfile(options.out, imported.profile);

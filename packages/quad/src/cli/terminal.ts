@@ -1,3 +1,5 @@
+import type { Progress } from "../work/progress.ts";
+
 /** Where the commands print: results to standard output, progress and warnings to standard error. */
 export interface Terminal {
   readonly json: boolean;
@@ -6,11 +8,8 @@ export interface Terminal {
   /** Text for people; shown only without `--json`. */
   print(text: string): void;
   warn(text: string): void;
-  /**
-   * A line that replaces itself: what is being done, how far, and how long it will still take.
-   * @param detail - what changes on the way, such as a loss
-   */
-  progress(stage: string, done: number, total: number, detail?: string): void;
+  /** A line that replaces itself: what is being done, how far, and how long it will still take. */
+  progress: Progress;
   /** Ends the progress line. */
   endProgress(): void;
 }
@@ -39,7 +38,7 @@ export function createTerminal(json: boolean): Terminal {
       close();
       process.stderr.write(`warning: ${visible(text).replaceAll("\n", " ")}\n`);
     },
-    progress(stage, done, total, detail) {
+    progress: (stage, done, total, detail) => {
       const now = performance.now();
       if (stage !== current) {
         close();
@@ -79,18 +78,6 @@ export function formatDuration(milliseconds: number): string {
   const seconds = milliseconds / 1000;
   if (seconds < 60) return `${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`;
   return `${Math.floor(seconds / 60)} min ${String(Math.round(seconds % 60)).padStart(2, "0")} s`;
-}
-
-/** `1.4 GB`, `120 MB`, `3 kB`: decimal units. */
-export function formatBytes(bytes: number): string {
-  const units = ["B", "kB", "MB", "GB", "TB"];
-  let unit = 0;
-  let value = bytes;
-  while (value >= 1000 && unit < units.length - 1) {
-    value /= 1000;
-    unit++;
-  }
-  return `${value >= 100 || unit === 0 ? Math.round(value) : value.toFixed(1)} ${units[unit]}`;
 }
 
 /** Aligned columns; numbers to the right. The first row is the heading. */

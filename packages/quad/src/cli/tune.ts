@@ -1,11 +1,10 @@
 import { Command, Option } from "commander";
-import { decibels } from "../metrics/index.ts";
 import { loadConfig } from "../settings/config.ts";
 import { tuneProfile, tuneSchema } from "../tune/index.ts";
 import { parseCount, parseNumber, parseSeed, withOptions } from "./arguments.ts";
-import { printTuned } from "./build.ts";
-import { interruptSignal } from "./interrupt.ts";
+import { stageOptions } from "./interrupt.ts";
 import { trajectoryFiles } from "./stages.ts";
+import { printTuned } from "./tables.ts";
 import { formatDuration, type Terminal } from "./terminal.ts";
 
 interface Options {
@@ -60,9 +59,7 @@ export function tuneCommand(terminal: () => Terminal): Command {
       } = await tuneProfile({
         ...{ exposed, profile, out, settings },
         trajectories: await trajectoryFiles(calibration),
-        signal: interruptSignal(),
-        onProgress: ({ step, steps, loss }) =>
-          term.progress("training ranges", step, steps, `${decibels(loss).toFixed(1)} dB`),
+        ...stageOptions(term),
       });
       term.endProgress();
       term.result({ ...result, tuned: tuned.tuned });

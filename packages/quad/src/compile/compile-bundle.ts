@@ -1,5 +1,4 @@
-import { existsSync } from "node:fs";
-import { cp, mkdir, rm } from "node:fs/promises";
+import { cp } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { InputError } from "@quad-lora/base";
 import {
@@ -20,15 +19,9 @@ import {
   type SlotsFile,
 } from "@quad-lora/runtime";
 import { type AdapterSource, loadAdapters } from "../bundle/adapter-sources.ts";
-import {
-  bundleFiles,
-  readManifest,
-  readRecords,
-  recordFiles,
-  replaceFolder,
-  temporaryFolder,
-} from "../bundle/bundle-folder.ts";
-import { copyRest, keepTasks } from "../bundle/copied-files.ts";
+import { keepAddedAdapters } from "../bundle/added-adapters.ts";
+import { bundleFiles, recordFiles, refuseForeignBundle } from "../bundle/bundle-folder.ts";
+import { copyRest } from "../bundle/copied-files.ts";
 import { type EncodingFrame, encodeForBundle } from "../bundle/encode-adapter.ts";
 import { measureQuality } from "../bundle/quality.ts";
 import { writeAimet } from "../encodings-files/index.ts";
@@ -36,7 +29,7 @@ import { ExposedModel } from "../exposed/exposed-model.ts";
 import { writeFileAtomically } from "../files/atomic.ts";
 import { hashFile } from "../files/hash.ts";
 import { writeRecord } from "../files/json.ts";
-import { refuseForeignFolder } from "../files/overwrite.ts";
+import { replaceFolder } from "../files/replace-folder.ts";
 import { componentFile, graphIdentity } from "../model/graph-files.ts";
 import { openFolder } from "../model/open-folder.ts";
 import { aimetEncodings } from "../profile/export-encodings.ts";
@@ -44,11 +37,13 @@ import { type Profile, pointEncoding, readProfile } from "../records/profile.ts"
 import { readTrajectory } from "../records/trajectory.ts";
 import { type TargetName, targetNamed } from "../targets/index.ts";
 import type { Target } from "../targets/target.ts";
+import { keepTasks } from "../tasks/keep-tasks.ts";
+import type { StageOptions } from "../work/progress.ts";
 import { ownZeroPoints } from "./own-zero-points.ts";
 import { buildQuantizedGraph } from "./quantized-graph.ts";
 
 /** What {@link compileBundle} reads and writes. */
-export interface CompileOptions {
+export interface CompileOptions extends StageOptions {
   /** Exposed folder that the profile was made for. */
   exposed: string;
   /** `profile.json`. */
@@ -59,14 +54,12 @@ export interface CompileOptions {
   target: TargetName;
   /** Rank that the graph takes, where the target's is fixed; default: the profile's. */
   rank?: number;
-  /** Folder with distilled factors: they replace the exposed folder's of the same names, and are not aligned again. */
-  adapters?: string;
+  /** Folders with distilled factors: they replace the exposed folder's of the same names, and are not aligned again. */
+  adapters?: readonly string[];
   /** Recorded trajectories: the bundle is run on them, to say how well every task fits. */
   trajectories?: readonly string[];
   /** Calls per task that the fit is measured over. */
   qualityCalls?: number;
-  signal?: AbortSignal;
-  onProgress?: (stage: string, done: number, total: number) => void;
 }
 
 /** What {@link compileBundle} wrote. */
@@ -74,7 +67,7 @@ export interface CompileResult {
   out: string;
   manifest: BundleManifest;
   adapters: AdapterRecord[];
-  /** Adapters that had been added to the bundle that was replaced, and were encoded for its graph and profile. */
+  /** Adapters that had been added to the bundle that was replaced, and were encoded for its graph and profile: set aside, see `setAsideFolder`. */
   lost: string[];
 }
 
@@ -84,96 +77,102 @@ export interface CompileResult {
  * @throws InputError when the profile belongs to another graph or target, or `out` exists and is not a bundle
  */
 export async function compileBundle(options: CompileOptions): Promise<CompileResult> {
-  const { signal, onProgress } = options;
-  const exposed = resolve(options.exposed);
   const out = resolve(options.out);
-  await refuseForeignFolder(out, bundleFiles.manifest, "exists and is not a bundle");
+  await refuseForeignBundle(out);
   const profile = await readProfile(options.profile);
-  const source = await ExposedModel.open(exposed);
-  const { component, slots, slotsFile: file } = source;
-  await refuseProfile(profile, options, source);
+  const exposed = await ExposedModel.open(resolve(options.exposed));
+  await refuseForeignProfile(profile, options, exposed);
   const target = targetNamed(options.target);
-  const rank = target.hasFixedRank ? fixedRank(options, profile, file) : null;
+  const rank = target.hasFixedRank ? fixedRank(options, profile, exposed.slotsFile) : null;
 
-  const temporary = temporaryFolder(out);
-  await rm(temporary, { recursive: true, force: true });
-  await mkdir(temporary, { recursive: true });
-  try {
-    onProgress?.("compiling the graph", 0, 3);
-    const prepared = await source.prepare(profile.shape);
-    signal?.throwIfAborted();
-    const encodings = aimetEncodings(prepared, slots, profile);
-    const points = new Map(Object.entries(profile.points).map(([name, point]) => [name, pointEncoding(point)]));
-    const { policy } = profile;
-    const model = await buildQuantizedGraph(prepared, slots, {
-      points,
-      slots: new Map(Object.entries(profile.slots)),
-      adapterBits: policy.adapterBits,
-      weightBits: policy.weightBits,
-      weightMethod: policy.weightMethod,
-      narrowLayers: new Set(profile.narrowLayers),
-      target,
-      rank,
-    });
-    onProgress?.("compiling the graph", 1, 3);
-    signal?.throwIfAborted();
-    await simplify(model);
-    checkModel(model);
-    onProgress?.("compiling the graph", 2, 3);
-    signal?.throwIfAborted();
-
-    await copyRest(exposed, component, temporary);
-    await saveModel(model, componentFile(temporary, component), { signal });
-    onProgress?.("compiling the graph", 3, 3);
-    const elementType = policy.adapterBits === 8 ? "int8" : "int16";
-    const bundleSlots: SlotsFile = {
-      ...file,
-      rank: rank === null ? file.rank : { kind: "fixed", rank },
-      components: { ...file.components, [component]: { ...slots, elementType } },
-    };
-    await writeRecord(join(temporary, bundleFiles.slots), bundleSlots);
-    await cp(options.profile, join(temporary, bundleFiles.profile), { dereference: true });
-    await writeFileAtomically(join(temporary, bundleFiles.encodings), writeAimet(encodings, "2.0.0"));
-    const adapters = await loadAdapters(exposed, options.adapters);
+  const lost: string[] = [];
+  const write = async (temporary: string) => {
+    const { slots, operators } = await writeGraph(temporary, exposed, profile, { target, rank }, options);
+    const adapters = await loadAdapters(exposed.folder, options.adapters);
     await keepTasks(temporary, [...adapters.keys()]);
-
     const identity = {
-      graph: await graphIdentity(temporary, component),
+      graph: await graphIdentity(temporary, exposed.component),
       profile: await hashFile(join(temporary, bundleFiles.profile)),
     };
-    const records = await writeAdapters(temporary, adapters, { slots: bundleSlots, profile, identity }, options);
+    const records = await writeAdapters(temporary, adapters, { slots, profile, identity }, options);
     const qualities = await measureTasks(temporary, profile, options);
-    for (const record of records) {
-      const measured = qualities.get(record.name);
-      if (measured) record.fit.measured = measured;
-      const file = join(temporary, bundleFiles.adapters, `${record.name}.json`);
-      await writeFileAtomically(file, await adapterRecordText(record));
-    }
+    await writeRecords(temporary, records, qualities);
     const base = qualities.get("base");
     const manifest: BundleManifest = {
       format: "quad-bundle",
       version: 1,
-      target: {
-        kind: target.name,
-        ...(rank === null ? {} : { rank }),
-        operators: usedOperators(model, target),
-      },
-      component,
+      target: { kind: target.name, ...(rank === null ? {} : { rank }), operators },
+      component: exposed.component,
       ...identity,
       ...(base ? { base } : {}),
-      files: await recordFiles(temporary, signal),
+      files: await recordFiles(temporary, options.signal),
     };
     await writeRecord(join(temporary, bundleFiles.manifest), manifest);
-    const lost = await keepAddedAdapters(out, temporary, manifest);
-    signal?.throwIfAborted();
-    await replaceFolder(temporary, out);
+    options.signal?.throwIfAborted();
     return { out: options.out, manifest, adapters: records, lost };
-  } finally {
-    await rm(temporary, { recursive: true, force: true });
-  }
+  };
+  return replaceFolder(out, write, async (temporary, { manifest }) => {
+    lost.push(...(await keepAddedAdapters(out, temporary, manifest)));
+  });
 }
 
-async function refuseProfile(profile: Profile, options: CompileOptions, exposed: ExposedModel): Promise<void> {
+/** Writes everything but the adapters and what is said about them: graphs, slots, profile, encodings. Returns the slots, and what the graph needs of a runtime. */
+async function writeGraph(
+  folder: string,
+  exposed: ExposedModel,
+  profile: Profile,
+  { target, rank }: { target: Target; rank: number | null },
+  options: CompileOptions,
+): Promise<{ slots: SlotsFile; operators: string[] }> {
+  const { component, slots, slotsFile } = exposed;
+  const stage = "compiling the graph";
+  options.onProgress?.(stage, 0, 3);
+  const prepared = await exposed.prepare(profile.shape);
+  const encodings = aimetEncodings(prepared, slots, profile);
+  options.signal?.throwIfAborted();
+  const model = await quantizedGraph(prepared, slots, profile, target, rank);
+  options.onProgress?.(stage, 1, 3);
+  options.signal?.throwIfAborted();
+  await simplify(model);
+  checkModel(model);
+  options.onProgress?.(stage, 2, 3);
+  options.signal?.throwIfAborted();
+  await copyRest(exposed.folder, component, folder);
+  await saveModel(model, componentFile(folder, component), { signal: options.signal });
+  options.onProgress?.(stage, 3, 3);
+
+  const elementType = profile.policy.adapterBits === 8 ? "int8" : "int16";
+  const components = { ...slotsFile.components, [component]: { ...slots, elementType } as const };
+  const written: SlotsFile = {
+    ...slotsFile,
+    rank: rank === null ? slotsFile.rank : { kind: "fixed", rank },
+    components,
+  };
+  await writeRecord(join(folder, bundleFiles.slots), written);
+  await cp(options.profile, join(folder, bundleFiles.profile), { dereference: true });
+  await writeFileAtomically(join(folder, bundleFiles.encodings), writeAimet(encodings, "2.0.0"));
+  return { slots: written, operators: usedOperators(model, target) };
+}
+
+function quantizedGraph(
+  prepared: Model,
+  slots: SlotsFile["components"][string],
+  profile: Profile,
+  target: Target,
+  rank: number | null,
+): Promise<Model> {
+  const { adapterBits, weightBits, weightMethod } = profile.policy;
+  return buildQuantizedGraph(prepared, slots, {
+    points: new Map(Object.entries(profile.points).map(([name, point]) => [name, pointEncoding(point)])),
+    slots: new Map(Object.entries(profile.slots)),
+    ...{ adapterBits, weightBits, weightMethod },
+    narrowLayers: new Set(profile.narrowLayers),
+    target,
+    rank,
+  });
+}
+
+async function refuseForeignProfile(profile: Profile, options: CompileOptions, exposed: ExposedModel): Promise<void> {
   const file = options.profile;
   await exposed.refuse(profile, file, "Run quad calibrate and quad profile on this exposed folder.");
   if (profile.placement !== options.target) {
@@ -228,8 +227,7 @@ async function writeAdapters(
     const { files, record } = await encodeForBundle(name, adapter, frame, {
       align: adapter.align && frame.profile.policy.align,
       signal,
-      onProgress: (done, total) =>
-        onProgress?.("encoding adapters", records.length * total + done, adapters.size * total),
+      onProgress,
     });
     for (const [file, bytes] of files) {
       await writeFileAtomically(join(folder, bundleFiles.adapters, file), bytes);
@@ -243,7 +241,7 @@ async function writeAdapters(
 async function measureTasks(
   folder: string,
   { component, shape }: Profile,
-  { trajectories = [], qualityCalls, signal, onProgress }: CompileOptions,
+  { trajectories = [], qualityCalls = 32, signal, onProgress }: CompileOptions,
 ): Promise<Map<string, BundleQuality>> {
   const qualities = new Map<string, BundleQuality>();
   if (trajectories.length === 0) return qualities;
@@ -254,12 +252,8 @@ async function measureTasks(
     for (const path of trajectories) {
       const trajectory = await readTrajectory(path);
       await pipeline.use(trajectory.task);
-      const quality = await measureQuality(pipeline, component, trajectory, {
-        batch: shape.batch,
-        calls: qualityCalls ?? 32,
-        signal,
-      });
-      qualities.set(trajectory.task, quality);
+      const settings = { batch: shape.batch, calls: qualityCalls, signal };
+      qualities.set(trajectory.task, await measureQuality(pipeline, component, trajectory, settings));
       onProgress?.("measuring the bundle", qualities.size, trajectories.length);
     }
   } finally {
@@ -268,19 +262,16 @@ async function measureTasks(
   return qualities;
 }
 
-/** Adapters that were added to the bundle at `out` stay if graph and profile are the same. Returns those that do not. */
-async function keepAddedAdapters(out: string, target: string, manifest: BundleManifest): Promise<string[]> {
-  if (!existsSync(out)) return [];
-  const current = new Set((await readRecords(target)).map(({ name }) => name));
-  const before = await readManifest(out).catch(() => undefined);
-  const added = (await readRecords(out).catch(() => [])).filter(({ name }) => !current.has(name));
-  const isSame = before?.graph === manifest.graph && before.profile === manifest.profile;
-  if (!isSame) return added.map(({ name }) => name);
-  for (const { name, files } of added) {
-    for (const file of [...Object.keys(files), `${name}.json`]) {
-      const path = join(bundleFiles.adapters, file);
-      if (existsSync(join(out, path))) await cp(join(out, path), join(target, path));
-    }
+/** Writes what is said about the adapters, with what was measured. */
+async function writeRecords(
+  folder: string,
+  records: readonly AdapterRecord[],
+  qualities: ReadonlyMap<string, BundleQuality>,
+): Promise<void> {
+  for (const record of records) {
+    const measured = qualities.get(record.name);
+    if (measured) record.fit.measured = measured;
+    const file = join(folder, bundleFiles.adapters, `${record.name}.json`);
+    await writeFileAtomically(file, await adapterRecordText(record));
   }
-  return [];
 }

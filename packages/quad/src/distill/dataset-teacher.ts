@@ -3,7 +3,6 @@ import { InputError } from "@quad-lora/base";
 import type { Value } from "@quad-lora/onnx";
 import { alphaSigma, createScheduler, SeededRandom } from "@quad-lora/runtime";
 import { z } from "zod";
-import type { CalibrateOptions } from "../calibrate/calibrate.ts";
 import { ExposedModel } from "../exposed/exposed-model.ts";
 import { readRecord } from "../files/json.ts";
 import { sampleInput, textInput, timestepInput } from "../model/denoiser.ts";
@@ -15,6 +14,7 @@ import { type ModelCall, writeTrajectory } from "../records/trajectory.ts";
 import type { DistillSettings } from "../settings/distill.ts";
 import { readTrainingFolder } from "../train/dataset.ts";
 import { encodeDataset } from "../train/encode-dataset.ts";
+import type { StageOptions } from "../work/progress.ts";
 
 /**
  * Stage: exposed folder and a folder of training pictures -> trajectory of the teacher's answers on them: every picture's
@@ -30,7 +30,7 @@ export async function recordDataset(
   dataset: string,
   file: string,
   settings: Pick<DistillSettings, "pictures" | "seed">,
-  options: CalibrateOptions = {},
+  { signal, onProgress }: StageOptions = {},
 ): Promise<void> {
   const source = await ExposedModel.open(exposed);
   const { component } = source;
@@ -43,8 +43,9 @@ export async function recordDataset(
     const chosen = examples.slice(0, settings.pictures);
     const encoded = await encodeDataset(model, chosen, {
       ...{ channels, size: pipeline.defaultSize, flip: false },
-      signal: options.signal,
-      onProgress: (done, total) => options.onProgress?.(`encoding ${task}`, done, total),
+      stage: `encoding ${task}`,
+      signal,
+      onProgress,
     });
     const { guidance = 7.5, steps = 20 } = pipeline.task(task);
     const { scheduler, schedulerFile } = await readScheduler(exposed);
@@ -60,7 +61,7 @@ export async function recordDataset(
     const calls: ModelCall[] = [];
     for (const [caseIndex, { latents, conditioning, caption }] of encoded.examples.entries()) {
       for (const [step, time] of timesteps.entries()) {
-        options.signal?.throwIfAborted();
+        signal?.throwIfAborted();
         const { alpha, sigma } = levels(time);
         const row = new Float32Array(latents.length + conditioning.length);
         for (let i = 0; i < latents.length; i++) row[i] = alpha * latents[i] + sigma * random.normal();
@@ -76,7 +77,7 @@ export async function recordDataset(
         const [output] = Object.values(await pipeline.runComponent(component, call));
         calls.push({ caseIndex, step, steps: timesteps.length, inputs: call, output });
       }
-      options.onProgress?.(`recording ${task}`, caseIndex + 1, encoded.examples.length);
+      onProgress?.(`recording ${task}`, caseIndex + 1, encoded.examples.length);
     }
     const results = encoded.examples.map(({ latents }) => ({ guidance, latents }));
     await writeTrajectory(file, { task, calls, results });

@@ -1,28 +1,26 @@
 import { createHash } from "node:crypto";
 import { readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
-import { InputError } from "@quad-lora/base";
+import { InputError, type SafetensorsInput } from "@quad-lora/base";
 import { ExposedModel } from "../exposed/exposed-model.ts";
 import { encodeAdapter, factorsOf } from "../factors/encode-factors.ts";
-import { factorMetadata, readFactorFile } from "../factors/factor-file.ts";
+import { type FactorFile, factorMetadata, readFactorFile } from "../factors/factor-file.ts";
 import { otherFactors } from "../factors/other-factors.ts";
 import { hashFile } from "../files/hash.ts";
 import { writeSafetensors } from "../files/safetensors.ts";
 import { decibels } from "../metrics/index.ts";
-import { describeShape, isSameSize } from "../model/denoiser.ts";
-import { shapeOf } from "../model/denoiser-calls.ts";
 import { readScheduler } from "../model/model-folder.ts";
-import { readProfile } from "../records/profile.ts";
-import { readTrajectory } from "../records/trajectory.ts";
+import { type Profile, readProfile } from "../records/profile.ts";
+import { readTrajectory, type Trajectory } from "../records/trajectory.ts";
 import type { DistillSettings } from "../settings/distill.ts";
 import type { TrainingCurve } from "../train/checkpoint.ts";
 import { LossSession, TrainingSession } from "../train/training-graph.ts";
-import { type BatchSource, type TrainingProgress, trainingLoop } from "../train/training-loop.ts";
-import { factorInputs, packFactors, unpackFactors } from "./factor-codes.ts";
+import { type BatchSource, type TrainingProgress, type TrainingResult, trainingLoop } from "../train/training-loop.ts";
+import { type FactorInput, factorInputs, packFactors, unpackFactors } from "./factor-codes.ts";
 import { findFeatureBlocks } from "./feature-blocks.ts";
 import { FeatureTeacher } from "./feature-teacher.ts";
-import { buildStudent, distillNames } from "./student-graph.ts";
-import { rowsPerCall, teacherBatches } from "./teacher-batches.ts";
+import { buildStudent, distillNames, type StudentGraph } from "./student-graph.ts";
+import { refuseOtherSize, rowsPerCall, type TeacherBatches, teacherBatches } from "./teacher-batches.ts";
 
 /** What {@link distillAdapter} reads and writes, and how it trains. */
 export interface DistillAdapterOptions {
@@ -44,7 +42,7 @@ export interface DistillAdapterOptions {
    */
   checkpoints?: string;
   signal?: AbortSignal;
-  onProgress?: (progress: TrainingProgress) => void;
+  onStep?: (progress: TrainingProgress) => void;
 }
 
 /** What a distillation gained, and where its files are. */
@@ -71,116 +69,148 @@ export interface DistillAdapterResult {
  * @throws InputError for files that do not belong together; the signal's reason on abort, after a checkpoint was written
  */
 export async function distillAdapter(options: DistillAdapterOptions): Promise<DistillAdapterResult> {
-  const { exposed, adapter, settings, signal } = options;
-  const { threads } = settings;
+  const { adapter, settings } = options;
   const profile = await readProfile(options.profile);
-  const model = await ExposedModel.open(exposed);
-  const { component, slots, slotsFile } = model;
+  const model = await ExposedModel.open(options.exposed);
   await model.refuse(profile, options.profile);
-  const adapterFile = join(options.adapters ?? join(exposed, "adapters"), `${adapter}.safetensors`);
-  const original = await readFactorFile(adapterFile);
-  const { adapterBits, align } = profile.policy;
-  const scales = new Map(Object.entries(profile.slots));
-  const rank = Math.max(profile.rank, original.rank);
-  const factors = factorsOf(original.tensors, slots.slots, original.rank, rank);
-  if (factors.size === 0) {
-    throw new InputError({
-      what: "the adapter has no factors for the denoiser",
-      file: adapterFile,
-      fix: "Leave it as it is.",
-    });
-  }
-  const start = encodeAdapter(factors, slots.slots, scales, adapterBits, align);
-  const inputs = factorInputs(slots.slots, scales, new Set(start.values.map(({ name }) => name)));
-
+  const start = await alignedStart(options, model, profile);
   const trajectory = await readTrajectory(options.trajectory);
-  const calls = settings.batch;
-  const perCall = rowsPerCall(trajectory);
-  const drawn = shapeOf([trajectory]);
-  if (!isSameSize(drawn, profile.shape)) {
-    throw new InputError({
-      what: "the teacher drew pictures of another size than the profile is for",
-      file: options.trajectory,
-      expected: describeShape(profile.shape),
-      got: describeShape(drawn),
-    });
-  }
-  const prepared = await model.prepare({ ...profile.shape, batch: calls * perCall });
-  const { features, featureBlocks } = settings;
-  const blocks = features > 0 ? findFeatureBlocks(prepared, featureBlocks) : [];
-  const student = await buildStudent(prepared, slots, profile, inputs, {
-    calls,
-    rowsPerCall: perCall,
-    rank,
-    reconstruction: settings.reconstruction,
-    guided: settings.guided,
-    denoising: settings.denoising,
-    ...{ features, blocks },
-    clipNorm: settings.clipNorm,
-    weightDecay: settings.weightDecay,
-    ...(settings.segments > 1 ? { segments: settings.segments } : {}),
-  });
-  const { scheduler, schedulerFile } = await readScheduler(exposed);
-  const { timestep, batchInputs } = student;
-  const { validationPictures } = settings;
-  const batches = teacherBatches(trajectory, {
-    ...{ calls, validationPictures, scheduler, schedulerFile, timestep, batchInputs },
-  });
-  const { layout } = student.training;
-  const initial = packFactors(start.values, layout, inputs, adapterBits);
+  const what = "the teacher drew pictures of another size than the profile is for";
+  refuseOtherSize(profile, [trajectory], what, options.trajectory);
 
-  const file = join(options.out, `${adapter}.safetensors`);
-  const curvePath = join(options.out, `${adapter}.loss.json`);
-  const { steps, learningRate, warmup, averageDecay, seed, validateEvery, checkpointEvery } = settings;
-  const identity = createHash("sha256")
-    .update(JSON.stringify([settings, profile, await hashFile(adapterFile), await hashFile(options.trajectory)]))
-    .digest("hex");
-  // Runs of other settings have checkpoints of other names: they are no reason to refuse this one.
-  const checkpoints = options.checkpoints ?? options.out;
-  const checkpoint = join(checkpoints, `${adapter}-${identity.slice(0, 16)}.checkpoint`);
-  const session = await TrainingSession.open(student.training, distillNames.parameters, threads);
-  const measuring = await LossSession.open(student.forward, distillNames.parameters, threads);
-  const teacher = features > 0 ? await FeatureTeacher.open(prepared, slots, original, blocks, threads) : null;
+  const { prepared, blocks, student } = await makeStudent(settings, model, profile, start, trajectory);
+  const { timestep, batchInputs, training } = student;
+  const batches = teacherBatches(trajectory, {
+    ...{ calls: settings.batch, validationPictures: settings.validationPictures, timestep, batchInputs },
+    ...(await readScheduler(options.exposed)),
+  });
+  const teacher =
+    settings.features > 0
+      ? await FeatureTeacher.open(prepared, model.slots, start.original, blocks, settings.threads)
+      : null;
   const source: BatchSource = teacher
     ? async (step, random) => teacher.withFeatures(await batches.source(step, random))
     : batches.source;
   try {
-    const evaluate = async (parameters: Float32Array) => {
-      let sum = 0;
-      for (const tensors of batches.validation) sum += await measuring.loss(parameters, tensors);
-      return sum / batches.validation.length;
-    };
-    const started = performance.now();
-    const result = await trainingLoop(session, initial, source, {
-      ...{ steps, learningRate, warmup, averageDecay, seed, curvePath },
-      checkpoint: { path: checkpoint, every: checkpointEvery, identity },
-      evaluation: { every: validateEvery, atStart: true, evaluate },
-      signal,
-      onProgress: options.onProgress,
-    });
-    const seconds = (performance.now() - started) / 1000;
-    const trained = unpackFactors(result.parameters, layout, inputs, adapterBits);
-    const others = otherFactors(slotsFile, component, original, rank);
-    await writeSafetensors(file, [...trained, ...others], { ...original.metadata, ...factorMetadata(rank) });
-    if (!options.checkpoints) await removeCheckpoints(checkpoints, adapter);
-    const [before] = result.curve.evaluations;
+    const files = await filesOf(options, profile, start.file);
+    const { adapterBits } = profile.policy;
+    const initial = packFactors(start.values, training.layout, start.inputs, adapterBits);
+    const { result, secondsPerStep } = await trainStudent(student, { ...batches, source }, initial, files, options);
+    const trained = unpackFactors(result.parameters, training.layout, start.inputs, adapterBits);
+    const others = otherFactors(model.slotsFile, model.component, start.original, start.rank);
+    const metadata = { ...start.original.metadata, ...factorMetadata(start.rank) };
+    await writeSafetensors(files.out, [...trained, ...others], metadata);
+    if (!options.checkpoints) await removeCheckpoints(options.out, adapter);
     return {
       adapter,
-      file,
-      parameters: student.training.size,
+      file: files.out,
+      parameters: training.size,
       trainingCalls: batches.trainingCalls,
       resumedFrom: result.resumedFrom,
-      sqnrBefore: decibels(before.value),
+      sqnrBefore: decibels(result.curve.evaluations[0].value),
       sqnrAfter: decibels(result.best!.value),
       bestStep: result.best!.step,
-      secondsPerStep: seconds / Math.max(1, steps - result.resumedFrom),
-      curvePath,
+      secondsPerStep,
+      curvePath: files.curve,
       curve: result.curve,
     };
   } finally {
+    await teacher?.release();
+  }
+}
+
+/** Where training starts: the adapter's factors aligned to the profile's grids. */
+interface Start {
+  /** The adapter's file, and what it holds. */
+  file: string;
+  original: FactorFile;
+  rank: number;
+  /** Values on the grids, in the layouts of the graph inputs. */
+  values: SafetensorsInput[];
+  inputs: FactorInput[];
+}
+
+async function alignedStart(options: DistillAdapterOptions, model: ExposedModel, profile: Profile): Promise<Start> {
+  const { adapter, adapters } = options;
+  const file = adapters ? join(adapters, `${adapter}.safetensors`) : model.factorPath(adapter);
+  const original = await readFactorFile(file);
+  const { adapterBits, align } = profile.policy;
+  const { slots } = model.slots;
+  const rank = Math.max(profile.rank, original.rank);
+  const factors = factorsOf(original.tensors, slots, original.rank, rank);
+  if (factors.size === 0) {
+    throw new InputError({ what: "the adapter has no factors for the denoiser", file, fix: "Leave it as it is." });
+  }
+  const scales = new Map(Object.entries(profile.slots));
+  const { values } = encodeAdapter(factors, slots, scales, adapterBits, align);
+  return { file, original, rank, values, inputs: factorInputs(slots, scales, new Set(values.map(({ name }) => name))) };
+}
+
+async function makeStudent(
+  settings: DistillSettings,
+  model: ExposedModel,
+  profile: Profile,
+  { rank, inputs }: Start,
+  trajectory: Trajectory,
+) {
+  const { batch: calls, features, featureBlocks, segments } = settings;
+  const { reconstruction, guided, denoising, clipNorm, weightDecay } = settings;
+  const perCall = rowsPerCall(trajectory);
+  const prepared = await model.prepare({ ...profile.shape, batch: calls * perCall });
+  const blocks = features > 0 ? findFeatureBlocks(prepared, featureBlocks) : [];
+  const student = await buildStudent(prepared, model.slots, profile, inputs, {
+    ...{ calls, rowsPerCall: perCall, rank, features, blocks },
+    ...{ reconstruction, guided, denoising, clipNorm, weightDecay },
+    ...(segments > 1 ? { segments } : {}),
+  });
+  return { prepared, blocks, student };
+}
+
+interface RunFiles {
+  out: string;
+  curve: string;
+  checkpoint: { path: string; identity: string };
+}
+
+async function filesOf(options: DistillAdapterOptions, profile: Profile, adapterFile: string): Promise<RunFiles> {
+  const { adapter, out, settings, trajectory } = options;
+  const identity = createHash("sha256")
+    .update(JSON.stringify([settings, profile, await hashFile(adapterFile), await hashFile(trajectory)]))
+    .digest("hex");
+  // Runs of other settings have checkpoints of other names: they are not a reason to refuse this one.
+  const path = join(options.checkpoints ?? out, `${adapter}-${identity.slice(0, 16)}.checkpoint`);
+  return {
+    out: join(out, `${adapter}.safetensors`),
+    curve: join(out, `${adapter}.loss.json`),
+    checkpoint: { path, identity },
+  };
+}
+
+async function trainStudent(
+  student: StudentGraph,
+  { source, validation }: Pick<TeacherBatches, "source" | "validation">,
+  initial: Float32Array,
+  files: RunFiles,
+  { settings, signal, onStep }: DistillAdapterOptions,
+): Promise<{ result: TrainingResult; secondsPerStep: number }> {
+  const { steps, learningRate, warmup, averageDecay, seed, validateEvery, checkpointEvery, threads } = settings;
+  const session = await TrainingSession.open(student.training, distillNames.parameters, threads);
+  const measuring = await LossSession.open(student.forward, distillNames.parameters, threads);
+  try {
+    const started = performance.now();
+    const evaluate = (parameters: Float32Array) => measuring.meanLoss(parameters, validation);
+    const result = await trainingLoop(session, initial, source, {
+      ...{ steps, learningRate, warmup, averageDecay, seed, curvePath: files.curve },
+      checkpoint: { ...files.checkpoint, every: checkpointEvery },
+      evaluation: { every: validateEvery, atStart: true, evaluate },
+      signal,
+      onStep,
+    });
+    const seconds = (performance.now() - started) / 1000;
+    return { result, secondsPerStep: seconds / Math.max(1, steps - result.resumedFrom) };
+  } finally {
     await session.release();
     await measuring.release();
-    await teacher?.release();
   }
 }
 

@@ -12,11 +12,12 @@ import { writeSafetensors } from "../files/safetensors.ts";
 import { decibels } from "../metrics/index.ts";
 import { type TaskCase, writeTrajectory } from "../records/trajectory.ts";
 import type { DistillSettings } from "../settings/distill.ts";
+import type { StageOptions } from "../work/progress.ts";
 import { distillAdapter } from "./distill-adapter.ts";
 import { teacherCases } from "./teacher.ts";
 
 /** What {@link distillNew} tunes, with which teacher, and to which profile. */
-export interface DistillNewOptions {
+export interface DistillNewOptions extends StageOptions {
   /** The exposed folder that the profile was made from. */
   exposed: string;
   profile: string;
@@ -27,8 +28,6 @@ export interface DistillNewOptions {
   /** What to ask for; seeds are replaced. */
   cases: readonly TaskCase[];
   settings: DistillSettings;
-  signal?: AbortSignal;
-  onProgress?: (stage: string, done: number, total: number, detail?: string) => void;
 }
 
 /**
@@ -63,8 +62,9 @@ export async function distillNew(
     const teacher = await options.openTeacher();
     try {
       const recorded = await recordTrajectory(teacher, name, asked, {
+        stage: "drawing for distillation",
         signal,
-        onProgress: (done, total) => onProgress?.("drawing for distillation", done, total),
+        onProgress,
       });
       await writeTrajectory(trajectory, recorded);
     } finally {
@@ -74,7 +74,7 @@ export async function distillNew(
   const { file } = await distillAdapter({
     ...{ exposed, profile, adapter: name, adapters, trajectory, settings, out: join(work, "out") },
     signal,
-    onProgress: ({ step, steps, loss }) => onProgress?.("distilling", step, steps, `${decibels(loss).toFixed(1)} dB`),
+    onStep: ({ step, steps, loss }) => onProgress?.("distilling", step, steps, `${decibels(loss).toFixed(1)} dB`),
   });
   const { rank, tensors } = await readFactorFile(file);
   await rm(work, { recursive: true, force: true });

@@ -3,6 +3,7 @@ import {
   Builder,
   cloneModel,
   type Dims,
+  elementCount,
   type Graph,
   type Model,
   packInputs,
@@ -148,7 +149,7 @@ export function buildLoss(
 ): { loss: Value; distance: Value } {
   const { graph } = build;
   const dims = build.dims(student);
-  const rowSize = dims.slice(1).reduce((a, b) => a * b, 1);
+  const rowSize = elementCount(dims.slice(1));
   const rows = dims[0];
   const weighted = (error: Value, weights: Value, count: number) => {
     const squares = build.mul(error, error);
@@ -182,7 +183,7 @@ export function buildLoss(
 /** Mean over blocks of `mean |student - teacher|^2 / mean |teacher|^2`: blocks of all sizes and scales count the same. */
 function buildFeatureError(build: Builder, features: readonly Value[], blocks: readonly FeatureBlock[]): Value {
   const meanSquare = (value: Value) => {
-    const size = build.dims(value).reduce((a, b) => a * b, 1);
+    const size = elementCount(build.dims(value));
     const flat = build.reshape(build.mul(value, value), [size]);
     return build.reshape(build.reduce("ReduceMean", flat, [0]), []);
   };

@@ -1,4 +1,5 @@
 import { InputError } from "@quad-lora/base";
+import { elementCount } from "@quad-lora/onnx";
 import {
   alphaSigma,
   parseSchedulerConfig,
@@ -6,9 +7,10 @@ import {
   type TensorData,
   targetWeights,
 } from "@quad-lora/runtime";
-import { sampleInput, timestepInput } from "../model/denoiser.ts";
-import { floatValues, hasRows, inFloat32, joinRows } from "../model/denoiser-calls.ts";
+import { describeShape, isSameSize, sampleInput, timestepInput } from "../model/denoiser.ts";
+import { floatValues, hasRows, inFloat32, joinRows, shapeOf } from "../model/denoiser-calls.ts";
 import { readTimesteps, type TimestepPort, timestepTensor } from "../model/timesteps.ts";
+import type { Profile } from "../records/profile.ts";
 import type { ModelCall, Trajectory } from "../records/trajectory.ts";
 import type { BatchSource } from "../train/training-loop.ts";
 import { distillNames, type StudentGraph } from "./student-graph.ts";
@@ -51,6 +53,22 @@ export function rowsPerCall({ task, calls }: Trajectory): number {
     where: `task "${task}"`,
     fix: "Draw all of a task's pictures with guidance, or none.",
   });
+}
+
+/**
+ * @param what - what is wrong with calls of another size
+ * @param file - for the message
+ * @throws InputError where recorded calls have another size than a profile is for
+ */
+export function refuseOtherSize(
+  { shape }: Profile,
+  trajectories: readonly Trajectory[],
+  what: string,
+  file: string,
+): void {
+  const recorded = shapeOf(trajectories);
+  if (isSameSize(recorded, shape)) return;
+  throw new InputError({ what, file, expected: describeShape(shape), got: describeShape(recorded) });
 }
 
 /** Batches of the teacher's recorded calls. Errors of every time step are measured by the size of the teacher's predictions there. */
@@ -173,7 +191,7 @@ function batchFiller({ call, guidance }: Example, { calls, timestep, batchInputs
   const perRow = takesTimePerRow(timestep, calls * rows);
   const joined =
     (dims: readonly number[], pick: (example: Example) => Float32Array) => (examples: readonly Example[]) => {
-      const size = dims.reduce((a, b) => a * b, 1);
+      const size = elementCount(dims);
       const data = new Float32Array(calls * size);
       examples.forEach((example, index) => {
         data.set(pick(example), index * size);

@@ -1,7 +1,8 @@
-import type { CalibrateOptions } from "../calibrate/calibrate.ts";
+import type { Pipeline } from "@quad-lora/runtime";
 import { recordTask } from "../calibrate/calibrate.ts";
 import type { TaskCase } from "../records/trajectory.ts";
 import type { DistillSettings } from "../settings/distill.ts";
+import type { StageOptions } from "../work/progress.ts";
 
 /** Far from seeds that people choose, so that nothing they look at later was trained on. */
 const firstSeed = 1_000_000_000;
@@ -11,7 +12,10 @@ const firstSeed = 1_000_000_000;
  * another case, odd rounds mirror the pictures, and every case has a seed of its own. What the student has to reproduce is
  * the teacher's answer to an input, so inputs may be combined as no one would ask for them.
  */
-export function teacherCases(cases: readonly TaskCase[], { pictures, seed }: DistillSettings): TaskCase[] {
+export function teacherCases(
+  cases: readonly TaskCase[],
+  { pictures, seed }: Pick<DistillSettings, "pictures" | "seed">,
+): TaskCase[] {
   return Array.from({ length: pictures }, (_, index) => {
     const round = Math.floor(index / cases.length);
     const given = cases[index % cases.length];
@@ -41,12 +45,12 @@ function mirrored({ width, data }: { width: number; data: ArrayLike<number> }, c
 
 /** Stage: exposed folder and a task's calibration cases -> trajectory of the full-precision teacher. */
 export function recordTeacher(
-  exposed: string,
+  exposed: string | Pipeline,
   task: string,
   cases: readonly TaskCase[],
   file: string,
-  settings: DistillSettings,
-  options: CalibrateOptions = {},
+  settings: Pick<DistillSettings, "pictures" | "seed">,
+  options: StageOptions = {},
 ): Promise<void> {
   return recordTask(exposed, task, teacherCases(cases, settings), file, options);
 }

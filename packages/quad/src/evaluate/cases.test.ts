@@ -1,5 +1,6 @@
+import type { Task } from "@quad-lora/runtime";
 import { expect, test } from "vitest";
-import { adaptersOf, heldOutCases } from "./cases.ts";
+import { adaptersOf, heldOutCases, sayingAdapters } from "./cases.ts";
 
 const calibration = [{ prompt: "crab", seed: 3 }, { prompt: "tulip" }];
 const evaluation = [{ prompt: "penguin", seed: 11 }, { prompt: "octopus" }];
@@ -32,9 +33,11 @@ test("cases that calibration has seen are told", () => {
   expect(heldOutCases({ calibration, evaluation: [{ prompt: "crab", seed: 4 }] }).note).toBeUndefined();
 });
 
-test("what a task selects", () => {
-  expect(adaptersOf("base", {})).toEqual({});
-  expect(adaptersOf("flat", {})).toEqual({ flat: 1 });
-  expect(adaptersOf("plain", { adapter: null })).toEqual({});
-  expect(adaptersOf("both", { adapter: { flat: 0.7, sketch: 0.5 } })).toEqual({ flat: 0.7, sketch: 0.5 });
+test("a task selects in an evaluation what the runtime selects in the evaluated folder", () => {
+  const selected = (name: string, task: Task) => adaptersOf(name, sayingAdapters(name, task, ["flat"]));
+  expect(selected("base", {})).toEqual({});
+  expect(selected("flat", {})).toEqual({ flat: 1 });
+  expect(selected("sketch", {})).toEqual({});
+  expect(selected("flat", { adapter: null })).toEqual({});
+  expect(selected("both", { adapter: { flat: 0.7, sketch: 0.5 } })).toEqual({ flat: 0.7, sketch: 0.5 });
 });

@@ -1,5 +1,5 @@
 import { InputError } from "@quad-lora/base";
-import type { Mask, Pipeline, RgbImage, Task } from "@quad-lora/runtime";
+import { adaptersOfTask, type Mask, type Pipeline, type RgbImage, type Task } from "@quad-lora/runtime";
 import { readImage, readMask } from "../files/images.ts";
 import type { BuildConfig } from "../settings/config.ts";
 
@@ -91,10 +91,12 @@ export function shownInput({ image, mask }: PreparedCase): RgbImage | undefined 
   return { ...image, data };
 }
 
-/** What a task selects, as adapters with strengths. */
-export function adaptersOf(
-  name: string,
-  { adapter = name === "base" ? null : name }: Readonly<Task>,
-): Record<string, number> {
-  return adapter === null ? {} : typeof adapter === "string" ? { [adapter]: 1 } : adapter;
+/** What a task of an evaluation selects, as adapters with strengths; the task says it, see {@link sayingAdapters}. */
+export function adaptersOf(name: string, task: Readonly<Task>): Record<string, number> {
+  return adaptersOfTask(name, task, []);
+}
+
+/** A folder's task with the adapters that it selects there: in another folder the same task may have none of its name. */
+export function sayingAdapters(name: string, task: Readonly<Task>, known: readonly string[]): Task {
+  return { ...task, adapter: adaptersOfTask(name, task, known) };
 }

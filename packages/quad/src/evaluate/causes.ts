@@ -1,26 +1,26 @@
-import { createHash } from "node:crypto";
 import { existsSync } from "node:fs";
-import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { recordTrajectory } from "../calibrate/record-trajectory.ts";
-import { writeFileAtomically } from "../files/atomic.ts";
 import { hashFile } from "../files/hash.ts";
 import { openFolder } from "../model/open-folder.ts";
 import { type Evaluation, noiseSchema, type TaskNoise } from "../records/evaluation.ts";
 import type { Trajectory } from "../records/trajectory.ts";
+import type { StageOptions } from "../work/progress.ts";
+import { keyOf, Results } from "../work/results.ts";
 import { adaptersOf, type PreparedCase } from "./cases.ts";
 import { measureNoise } from "./noise.ts";
-import { hashOf } from "./pictures.ts";
+import { keyOfCase } from "./pictures.ts";
 import { clippedRanges } from "./ranges.ts";
 import type { Simulations } from "./simulations.ts";
 
-export interface CauseOptions {
+/** Changes whenever the noise of the same inputs may come out otherwise. */
+const noiseVersion = 2;
+
+export interface CauseOptions extends StageOptions {
   cache: string;
   /** Denoiser calls per task; 0 leaves the measurement out. */
   calls: number;
   bundle: string | undefined;
-  signal?: AbortSignal | undefined;
-  onProgress?: ((stage: string, done: number, total: number) => void) | undefined;
 }
 
 /** What each layer costs each task, and what the shared ranges clip. */
@@ -32,26 +32,16 @@ export async function measureCauses(
 ): Promise<Pick<Evaluation, "noise" | "ranges">> {
   const { profile, observations } = simulations.sources;
   const noise: Record<string, TaskNoise> = {};
+  const results = new Results(options.cache);
   for (const [task, [first]] of options.calls > 0 ? cases : []) {
     const bundled = options.bundle ? await adapterHashes(options.bundle, task, simulations) : null;
-    const key = createHash("sha256")
-      .update(JSON.stringify([1, simulations.identityOf(task), hashOf("noise", first), options.calls, bundled]))
-      .digest("hex");
-    const file = join(options.cache, `noise-${key.slice(0, 16)}.json`);
-    const known = existsSync(file) ? noiseSchema.safeParse(JSON.parse(await readFile(file, "utf8"))).data : undefined;
-    if (known) {
-      noise[task] = known;
-      continue;
-    }
-    const trajectory = await recordCase(reference, task, first, options.signal);
-    const measured = await measureNoise(simulations, [trajectory], {
-      calls: options.calls,
-      bundle: options.bundle,
-      signal: options.signal,
-      onProgress: (done, total) => options.onProgress?.(`measuring layers: ${task}`, done, total),
+    const { calls, bundle, signal, onProgress } = options;
+    const key = keyOf("noise", noiseVersion, [simulations.identityOf(task), keyOfCase(first), calls, bundled]);
+    noise[task] = await results.value("noise", key, noiseSchema, async () => {
+      const trajectory = await recordCase(reference, task, first, signal);
+      const measured = await measureNoise(simulations, [trajectory], { calls, bundle, signal, onProgress });
+      return measured[task];
     });
-    noise[task] = measured[task];
-    await writeFileAtomically(file, JSON.stringify(measured[task]));
   }
   const points = observations ? clippedRanges(simulations.layerInputs(), profile, observations) : [];
   return {
@@ -65,11 +55,11 @@ async function recordCase(
   reference: string,
   task: string,
   { sourcePrompt: _source, ...request }: PreparedCase,
-  signal: AbortSignal | undefined,
+  signal?: AbortSignal,
 ): Promise<Trajectory> {
   const pipeline = await openFolder(reference);
   try {
-    return await recordTrajectory(pipeline, task, [request], signal ? { signal } : {});
+    return await recordTrajectory(pipeline, task, [request], { signal });
   } finally {
     await pipeline.dispose();
   }

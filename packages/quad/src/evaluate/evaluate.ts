@@ -2,58 +2,20 @@ import { existsSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
 import { basename, join, resolve } from "node:path";
 import { InputError } from "@quad-lora/base";
-import type { Pipeline, Task } from "@quad-lora/runtime";
-import { openFolder } from "../model/open-folder.ts";
 import { type Evaluation, type VariantInfo, writeEvaluation } from "../records/evaluation.ts";
-import type { BuildConfig } from "../settings/config.ts";
 import { HashCache } from "../work/hash-tree.ts";
-import { adaptersOf, heldOutCases, type PreparedCase, prepareCase } from "./cases.ts";
+import type { StageOptions } from "../work/progress.ts";
+import { Results } from "../work/results.ts";
 import { measureCauses } from "./causes.ts";
 import { machineFacts, storageOf, versionFacts } from "./facts.ts";
 import { folderDrawer, folderIdentity } from "./folder-drawer.ts";
-import { type NetworkPaths, openNetworks } from "./networks.ts";
-import { drawPictures, removeOthers } from "./pictures.ts";
-import { openReference } from "./reference.ts";
+import { openNetworks } from "./networks.ts";
+import type { EvaluateOptions } from "./options.ts";
+import { drawPictures } from "./pictures.ts";
+import { exposeReference, type Reference } from "./reference.ts";
 import { ablationOf, compareAll, describeResults, scalesOf } from "./results.ts";
-import {
-  findSimulation,
-  type SimulatedVariant,
-  sharesOf,
-  simulatedVariants,
-  type Variant,
-} from "./simulated-variants.ts";
-
-/** What {@link evaluate} compares with, draws and measures. */
-export interface EvaluateOptions {
-  /** Full-precision model folder, or an exposed folder. */
-  against: string;
-  /** Cases per task, and where adapters and observations are found. */
-  config: BuildConfig;
-  /** Folder for `evaluation.json`, the pictures, and what a second run can use again. */
-  out: string;
-  /** Pictures per task; default: one per evaluation case. */
-  pictures?: number | undefined;
-  /** Tasks to evaluate; default: all that have cases. */
-  tasks?: readonly string[] | undefined;
-  /** Original LoRA files by adapter name, where they are not found by themselves. */
-  adapters?: Readonly<Record<string, string>>;
-  /** Default: the candidate's own `profile.json`. */
-  profile?: string | undefined;
-  /** Default: the latest in the configuration's work folder. */
-  observations?: string | undefined;
-  /**
-   * Simulated variants to draw too: the profile without training, a profile per task, everything at 8 bits; default: all.
-   * With false, nothing is simulated, and causes are not measured.
-   */
-  simulate?: false | readonly SimulatedVariant[] | undefined;
-  /** Shares of narrow layers to draw for the ablation table, 0 to 1. */
-  shares?: readonly number[] | undefined;
-  /** Denoiser calls per task that layers are measured on; 0 leaves this out. */
-  layerCalls?: number | undefined;
-  networks?: NetworkPaths;
-  signal?: AbortSignal;
-  onProgress?: (stage: string, done: number, total: number) => void;
-}
+import { type DrawnVariant, findSimulation, sharesOf, simulatedVariants } from "./simulated-variants.ts";
+import { leaveOutTasks, openSubject, type Subject } from "./subject.ts";
 
 const defaultLayerCalls = 3;
 
@@ -62,107 +24,36 @@ const defaultLayerCalls = 3;
  * the same held-out cases with the same noise; where the bundle's profile and the calibration's observations are at hand,
  * alternatives are simulated and each layer's share in the error is measured. Pictures and measurements of an earlier run
  * with the same inputs are used again.
+ * @throws InputError for folders that are not there or do not fit each other, and where no task is left to evaluate
  */
 export async function evaluate(candidate: string, options: EvaluateOptions): Promise<Evaluation> {
-  const { config, signal, onProgress } = options;
   if (!existsSync(options.against)) throw new InputError({ what: "there is no such folder", file: options.against });
   const out = resolve(options.out);
-  const cache = join(out, "cache");
-  const folder = join(out, "pictures");
-  const hashes = await HashCache.open(join(cache, "hashes.json"));
+  const pictures = join(out, "pictures");
+  const work: Work = { cache: join(out, "cache"), hashes: await HashCache.open(join(out, "cache", "hashes.json")) };
   const notes: string[] = [];
   const networks = await openNetworks(options.networks ?? {});
   try {
-    const { tasks, size, adapters } = await describeTasks(candidate, options, notes);
-    const cases = await prepareCases(tasks, size, options, notes);
-    const reference = await openReference(options.against, {
-      wanted: adapters,
-      adapters: options.adapters ?? {},
-      config,
-      cache,
-      hashes,
-      signal,
-      onProgress,
+    const subject = await openSubject(candidate, options, notes);
+    const reference = await exposeReference(options.against, {
+      ...{ wanted: subject.adapters, adapters: options.adapters ?? {}, config: options.config },
+      ...{ ...work, signal: options.signal, onProgress: options.onProgress },
     });
-    for (const [name, task] of [...tasks]) {
-      const lost = Object.keys(adaptersOf(name, task)).find((adapter) => reference.missing.includes(adapter));
-      if (lost === undefined) continue;
-      const remedy = `the original of adapter "${lost}" was not found; give --adapter ${lost}=FILE`;
-      notes.push(`Task ${name} is left out: ${remedy}.`);
-      tasks.delete(name);
-      cases.delete(name);
-    }
-    if (tasks.size === 0) {
-      throw new InputError({ what: "no task is left to evaluate", file: candidate, got: notes.join(" ") });
-    }
-    await mkdir(folder, { recursive: true });
+    leaveOutTasks(subject, reference.missing, notes);
+    const { variants, causes } = await findVariants(subject, reference, options, work, notes);
+    await work.hashes.save();
 
-    const simulation = await findSimulation(candidate, reference, tasks, { ...options, cache, hashes }, notes);
-    const isBundle = existsSync(join(candidate, "manifest.json"));
-    const causes = simulation
-      ? await measureCauses(simulation, reference.folder, cases, {
-          cache,
-          calls: options.layerCalls ?? defaultLayerCalls,
-          bundle: isBundle ? candidate : undefined,
-          signal,
-          onProgress,
-        })
-      : { noise: null, ranges: null };
-    const unsorted: Variant[] = [
-      {
-        info: {
-          name: "reference",
-          label: "full precision",
-          description: "The original model with the original adapter.",
-          kind: "reference",
-        },
-        drawer: folderDrawer(reference.folder, tasks, await folderIdentity(reference.folder, hashes)),
-      },
-      {
-        info: {
-          name: "candidate",
-          label: isBundle ? "bundle" : "evaluated folder",
-          description: isBundle ? "The bundle as it would ship." : "The folder under evaluation.",
-          kind: "candidate",
-        },
-        drawer: folderDrawer(candidate, tasks, await folderIdentity(candidate, hashes)),
-      },
-      ...(simulation
-        ? simulatedVariants(
-            simulation,
-            sharesOf(simulation, causes.noise, options.shares, notes),
-            options.simulate || undefined,
-          )
-        : []),
-    ];
-    const variants = unsorted.toSorted((a, b) => placeOf(a.info) - placeOf(b.info));
-    await hashes.save();
-
-    const files = new Map<string, Map<string, string[]>>();
-    for (const { info, drawer } of variants) {
-      const drawn = await drawPictures(folder, info.name, drawer, cases, {
-        signal,
-        onPicture: (done, total) => onProgress?.(`drawing: ${info.label}`, done, total),
-      });
-      files.set(info.name, drawn);
-    }
-
-    const compared = await compareAll(folder, files, cases, networks, reference.folder, options);
+    await mkdir(pictures, { recursive: true });
+    const files = await drawAll(pictures, variants, subject, options);
+    const { tasks, cases, size } = subject;
+    const compared = await compareAll(pictures, files, cases, networks, reference.folder, options);
     const evaluation: Evaluation = {
       format: "quad-evaluation",
       version: 1,
       created: new Date().toISOString(),
-      reference: {
-        path: options.against,
-        storage: await storageOf(options.against, Object.keys(reference.adapters), reference.adapters),
-      },
-      candidate: {
-        path: candidate,
-        kind: isBundle ? "bundle" : "folder",
-        storage: await storageOf(candidate, adapters),
-      },
+      ...(await describeSides(subject, reference, options.against)),
       variants: variants.map(({ info }) => info).filter(({ name }) => !name.startsWith("share ")),
-      tasks: await describeResults(folder, tasks, cases, compared),
+      tasks: await describeResults(pictures, tasks, cases, compared),
       msssimScales: scalesOf(size),
       ...causes,
       ablation: ablationOf(variants, compared),
@@ -171,17 +62,70 @@ export async function evaluate(candidate: string, options: EvaluateOptions): Pro
       versions: versionFacts(),
     };
     await writeEvaluation(join(out, "evaluation.json"), evaluation);
-    await removeOthers(
-      folder,
-      new Set([
-        ...[...files.values()].flatMap((byTask) => [...byTask.values()].flat()),
-        ...evaluation.tasks.flatMap((task) => task.cases.map(({ input }) => basename(input ?? ""))),
-      ]),
-    );
+    await new Results(pictures).keepOnly(shownIn(evaluation, files));
     return evaluation;
   } finally {
     await networks.dispose();
   }
+}
+
+/** Where results are kept for a second run. */
+interface Work {
+  cache: string;
+  hashes: HashCache;
+}
+
+/** Picture files by variant and task. */
+type PictureFiles = Map<string, Map<string, string[]>>;
+
+/** All that is drawn, in the order of the contact sheet, and what simulation found out about the error's causes. */
+async function findVariants(
+  { folder: candidate, tasks, cases }: Subject,
+  reference: Reference,
+  options: EvaluateOptions,
+  work: Work,
+  notes: string[],
+): Promise<{ variants: DrawnVariant[]; causes: Pick<Evaluation, "noise" | "ranges"> }> {
+  const variants: DrawnVariant[] = [
+    {
+      info: {
+        name: "reference",
+        label: "full precision",
+        description: "The original model with the original adapter.",
+        kind: "reference",
+      },
+      drawer: folderDrawer(reference.folder, tasks, await folderIdentity(reference.folder, work.hashes)),
+    },
+    {
+      info: candidateInfo(candidate),
+      drawer: folderDrawer(candidate, tasks, await folderIdentity(candidate, work.hashes)),
+    },
+  ];
+  const simulation = await findSimulation(candidate, reference, tasks, { ...options, ...work }, notes);
+  if (!simulation) return { variants, causes: { noise: null, ranges: null } };
+  const causes = await measureCauses(simulation, reference.folder, cases, {
+    cache: work.cache,
+    calls: options.layerCalls ?? defaultLayerCalls,
+    bundle: isBundle(candidate) ? candidate : undefined,
+    signal: options.signal,
+    onProgress: options.onProgress,
+  });
+  const shares = sharesOf(simulation, causes.noise, options.shares, notes);
+  variants.push(...simulatedVariants(simulation, shares, options.simulate || undefined));
+  return { variants: variants.toSorted((a, b) => placeOf(a.info) - placeOf(b.info)), causes };
+}
+
+function isBundle(folder: string): boolean {
+  return existsSync(join(folder, "manifest.json"));
+}
+
+function candidateInfo(candidate: string): VariantInfo {
+  return {
+    name: "candidate",
+    label: isBundle(candidate) ? "bundle" : "evaluated folder",
+    description: isBundle(candidate) ? "The bundle as it would ship." : "The folder under evaluation.",
+    kind: "candidate",
+  };
 }
 
 const order = ["reference", "untrained", "candidate"];
@@ -192,47 +136,41 @@ function placeOf({ name }: VariantInfo): number {
   return place < 0 ? order.length : place;
 }
 
-/** The candidate's tasks that are to be evaluated, with their definitions. */
-async function describeTasks(
-  candidate: string,
-  { tasks, config }: EvaluateOptions,
-  notes: string[],
-): Promise<{
-  tasks: Map<string, Readonly<Task>>;
-  adapters: string[];
-  size: Pipeline["defaultSize"];
-}> {
-  const pipeline = await openFolder(candidate);
-  const size = pipeline.defaultSize;
-  const definitions = new Map(pipeline.tasks.map((name) => [name, pipeline.task(name)]));
-  const { adapters } = pipeline;
-  await pipeline.dispose();
-  const chosen = new Map<string, Readonly<Task>>();
-  for (const name of tasks ?? definitions.keys()) {
-    const definition = definitions.get(name);
-    if (!definition) {
-      const expected = `one of ${[...definitions.keys()].join(", ")}`;
-      throw new InputError({ what: `no task ${name}`, file: candidate, expected });
-    }
-    if (config.tasks[name]) chosen.set(name, definition);
-    else notes.push(`Task ${name} is left out: the configuration has no cases for it (tasks.${name}.evaluation).`);
+/** Draws every variant's pictures, except those that an earlier run left. */
+async function drawAll(
+  folder: string,
+  variants: readonly DrawnVariant[],
+  { cases }: Subject,
+  { signal, onProgress }: StageOptions,
+): Promise<PictureFiles> {
+  const files: PictureFiles = new Map();
+  for (const { info, drawer } of variants) {
+    files.set(info.name, await drawPictures(folder, info, drawer, cases, { signal, onProgress }));
   }
-  return { tasks: chosen, adapters, size };
+  return files;
 }
 
-/** The held-out cases of every task, their pictures read. */
-async function prepareCases(
-  tasks: ReadonlyMap<string, Readonly<Task>>,
-  size: Pipeline["defaultSize"],
-  { config, pictures }: EvaluateOptions,
-  notes: string[],
-): Promise<Map<string, PreparedCase[]>> {
-  const cases = new Map<string, PreparedCase[]>();
-  for (const [name, task] of tasks) {
-    const settings = config.tasks[name];
-    const { cases: chosen, note } = heldOutCases(settings, pictures);
-    if (note) notes.push(`Task ${name} ${note}.`);
-    cases.set(name, await Promise.all(chosen.map((one) => prepareCase(name, settings, one, task, size))));
-  }
-  return cases;
+/** What is compared, and what it takes to store. */
+async function describeSides(
+  { folder, adapters }: Subject,
+  reference: Reference,
+  against: string,
+): Promise<Pick<Evaluation, "reference" | "candidate">> {
+  const originals = reference.adapters;
+  return {
+    reference: { path: against, storage: await storageOf(against, Object.keys(originals), originals) },
+    candidate: {
+      path: folder,
+      kind: isBundle(folder) ? "bundle" : "folder",
+      storage: await storageOf(folder, adapters),
+    },
+  };
+}
+
+/** Files of all pictures that an evaluation shows. */
+function shownIn({ tasks }: Evaluation, files: PictureFiles): Set<string> {
+  return new Set([
+    ...[...files.values()].flatMap((byTask) => [...byTask.values()].flat()),
+    ...tasks.flatMap((task) => task.cases.map(({ input }) => basename(input ?? ""))),
+  ]);
 }

@@ -1,5 +1,6 @@
 import type { RgbImage } from "@quad-lora/runtime";
 import { psnr, ssim } from "../metrics/index.ts";
+import { mean } from "../metrics/mean.ts";
 
 /** Agreement of pictures with their full-precision counterparts. */
 export interface ImageQuality {
@@ -20,7 +21,6 @@ export function imageQuality(reference: readonly RgbImage[], pictures: readonly 
     const [exact, approximate] = [bytes(image), bytes(pictures[index])];
     return { psnr: Math.min(psnr(exact, approximate), equalPsnr), ssim: ssim(exact, approximate) };
   });
-  const mean = (list: number[]) => list.reduce((sum, value) => sum + value, 0) / list.length;
   return {
     psnr: mean(values.map((value) => value.psnr)),
     psnrMin: Math.min(...values.map((value) => value.psnr)),

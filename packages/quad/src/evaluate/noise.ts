@@ -5,16 +5,15 @@ import type { TaskNoise } from "../records/evaluation.ts";
 import type { Trajectory } from "../records/trajectory.ts";
 import type { SimulatedPipeline } from "../simulate/simulated-pipeline.ts";
 import { encodingInputs } from "../simulate/simulation-graph.ts";
+import type { StageOptions } from "../work/progress.ts";
 import { adaptersOf } from "./cases.ts";
 import type { Simulations } from "./simulations.ts";
 
-export interface NoiseOptions {
+export interface NoiseOptions extends StageOptions {
   /** Denoiser calls per task that everything is measured on. */
   calls: number;
   /** A bundle whose own adapters are measured; else the originals are encoded on the profile. */
   bundle?: string | undefined;
-  signal?: AbortSignal | undefined;
-  onProgress?: ((done: number, total: number) => void) | undefined;
 }
 
 /**
@@ -46,7 +45,7 @@ export async function measureNoise(
         bindEncodings(simulated, encodings, active);
         const outputs: Float32Array[] = [];
         for (const call of calls) outputs.push((await simulated.predict(call)).slice());
-        options.onProgress?.(++done, total);
+        options.onProgress?.(`measuring layers: ${task}`, ++done, total);
         return outputs;
       };
       const exact = calls.map((call) => floatValues(call.output));

@@ -13,6 +13,7 @@ import {
   ssim,
   ssimulacra2,
 } from "../metrics/index.ts";
+import { mean } from "../metrics/mean.ts";
 import { equalPsnr, lessIsBetter, type PictureMetrics, type ResultSummary } from "../records/evaluation.ts";
 import type { MetricNetworks } from "./networks.ts";
 import type { VaeFeatures } from "./vae-features.ts";
@@ -74,7 +75,7 @@ export async function summarize(
     // A directional similarity exists only for the cases that say what their input shows.
     const values = metrics.map((entry) => entry[name]).filter((value) => value !== undefined);
     const worst = lessIsBetter.has(name) ? Math.max(...values) : Math.min(...values);
-    summary.metrics[name] = { mean: values.reduce((sum, value) => sum + value, 0) / values.length, worst };
+    summary.metrics[name] = { mean: mean(values), worst };
   }
   if (pictures.length < 2) return summary;
   const [a, b] = [await vae.of(reference), await vae.of(pictures)];

@@ -1,13 +1,14 @@
-import { createHash } from "node:crypto";
-import { existsSync } from "node:fs";
-import { readdir, rm } from "node:fs/promises";
-import { join } from "node:path";
+import { basename } from "node:path";
 import type { Pipeline, RgbImage } from "@quad-lora/runtime";
+import { hashBytes } from "../files/hash.ts";
 import { writeImage } from "../files/images.ts";
+import type { VariantInfo } from "../records/evaluation.ts";
+import type { StageOptions } from "../work/progress.ts";
+import { keyOf, Results } from "../work/results.ts";
 import type { PreparedCase } from "./cases.ts";
 
 /** Changes whenever pictures of the same inputs may come out otherwise. */
-const drawingVersion = 1;
+const drawingVersion = 2;
 
 /** A way of drawing: one column of the contact sheet. */
 export interface Drawer {
@@ -24,54 +25,53 @@ export interface OpenedDrawer {
   dispose(): Promise<void>;
 }
 
-export interface DrawOptions {
-  signal?: AbortSignal | undefined;
-  onPicture?: ((done: number, total: number) => void) | undefined;
-}
-
 /**
  * Draws the cases of all tasks, except pictures that an earlier run left: files are named after a hash of all they depend
  * on, and appear only when complete.
  *
- * @param name - of the variant, for file names
+ * @param variant - its name is for file names, its label for progress
  * @returns file names in `folder`, by task
  */
 export async function drawPictures(
   folder: string,
-  name: string,
+  { name, label }: Pick<VariantInfo, "name" | "label">,
   drawer: Drawer,
   tasks: ReadonlyMap<string, readonly PreparedCase[]>,
-  { signal, onPicture }: DrawOptions = {},
+  { signal, onProgress }: StageOptions = {},
 ): Promise<Map<string, string[]>> {
-  const files = new Map<string, string[]>();
+  const results = new Results(folder);
+  const pictures = new Map<string, { picture: string; key: string; request: PreparedCase }[]>();
   for (const [task, cases] of tasks) {
     const identity = drawer.identity(task);
     if (identity === null) continue;
-    files.set(
-      task,
-      cases.map(
-        (request, index) => `${fileSafe(task)}-${index + 1}-${fileSafe(name)}-${hashOf(identity, request)}.png`,
-      ),
-    );
+    const keyed = cases.map((request, index) => ({
+      picture: `${task}-${index + 1}-${name}`,
+      key: keyOf("picture", drawingVersion, [identity, keyOfCase(request)]),
+      request,
+    }));
+    pictures.set(task, keyed);
   }
-  const total = [...files.values()].reduce((sum, list) => sum + list.length, 0);
+  const total = [...pictures.values()].reduce((sum, list) => sum + list.length, 0);
+  const files = new Map<string, string[]>();
   let done = 0;
   let opened: OpenedDrawer | undefined;
   try {
-    for (const [task, list] of files) {
+    for (const [task, list] of pictures) {
+      const paths: string[] = [];
       let inUse = false;
-      for (const [index, file] of list.entries()) {
-        const path = join(folder, file);
-        if (!existsSync(path)) {
+      for (const { picture, key, request: prepared } of list) {
+        const path = await results.file(picture, key, ".png", async (path) => {
           signal?.throwIfAborted();
           opened ??= await drawer.open();
           if (!inUse) await opened.use(task);
           inUse = true;
-          const { sourcePrompt: _source, ...request } = tasks.get(task)![index];
+          const { sourcePrompt: _source, ...request } = prepared;
           await writeImage(path, await opened.pipeline.generate({ ...request, signal }));
-        }
-        onPicture?.(++done, total);
+        });
+        paths.push(basename(path));
+        onProgress?.(`drawing: ${label}`, ++done, total);
       }
+      files.set(task, paths);
     }
   } finally {
     await opened?.dispose();
@@ -79,25 +79,9 @@ export async function drawPictures(
   return files;
 }
 
-/** Removes pictures of earlier evaluations that the current one does not show. */
-export async function removeOthers(folder: string, kept: ReadonlySet<string>): Promise<void> {
-  for (const name of await readdir(folder).catch(() => [])) {
-    if (/-[0-9a-f]{16}\.png$/.test(name) && !kept.has(name)) await rm(join(folder, name));
-  }
-}
-
-/** 16 hexadecimal digits for what a picture is made from. */
-export function hashOf(identity: unknown, { image, mask, sourcePrompt: _source, ...rest }: PreparedCase): string {
-  const hash = createHash("sha256").update(
-    JSON.stringify([drawingVersion, identity, rest, image && [image.width, image.height]]),
-  );
-  for (const picture of [image, mask] as (Pick<RgbImage, "data"> | undefined)[]) {
-    hash.update(picture ? Uint8Array.from(picture.data) : "none");
-  }
-  return hash.digest("hex").slice(0, 16);
-}
-
-/** Adapter names may hold anything a file name may not. */
-export function fileSafe(name: string): string {
-  return name.replaceAll(/[^\w-]+/g, "_");
+/** What a case that is drawn depends on by itself, as JSON. */
+export function keyOfCase({ image, mask, sourcePrompt: _source, ...rest }: PreparedCase): unknown {
+  const picture = (given: Pick<RgbImage, "width" | "height" | "data"> | undefined) =>
+    given ? [given.width, given.height, hashBytes(Uint8Array.from(given.data))] : null;
+  return [rest, picture(image), picture(mask)];
 }

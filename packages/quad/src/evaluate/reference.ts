@@ -1,36 +1,42 @@
-import { createHash } from "node:crypto";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { InputError } from "@quad-lora/base";
-import { expose } from "../expose/expose.ts";
-import { openModelFolder } from "../model/model-folder.ts";
 import type { BuildConfig } from "../settings/config.ts";
+import { planExpose } from "../stages/plan.ts";
+import { inProcess } from "../work/executors/in-process.ts";
 import type { HashCache } from "../work/hash-tree.ts";
+import { Plan } from "../work/plan.ts";
+import type { StageOptions } from "../work/progress.ts";
+import { Results } from "../work/results.ts";
+import { runPlan } from "../work/run-plan.ts";
 
-export interface ReferenceOptions {
+export interface ReferenceOptions extends StageOptions {
   /** Adapters that the candidate has. All that can be found take part, whatever is drawn: the graph is then always the same. */
   wanted: readonly string[];
   /** LoRA files by name, before all other places. */
   adapters: Readonly<Record<string, string>>;
-  config?: BuildConfig | undefined;
+  config?: BuildConfig;
   /** Where exposed folders are kept. */
   cache: string;
   hashes: HashCache;
-  signal?: AbortSignal | undefined;
-  onProgress?: ((stage: string, done: number, total: number) => void) | undefined;
+}
+
+/** The full-precision side of a comparison. */
+export interface Reference {
+  /** Exposed folder. */
+  folder: string;
+  /** Original LoRA files by adapter; none where the folder was exposed before. */
+  adapters: Record<string, string>;
+  /** Adapters whose original was not found. */
+  missing: string[];
 }
 
 /**
  * The full-precision side as an exposed folder: `against` itself if it has slots, else a base model, exposed with the
  * original LoRA files. These come from `adapters`, the configuration, or `against`'s own `adapters/`.
- *
- * @returns the folder, and names whose original was not found
  * @throws InputError when `against` is neither, or is itself quantized
  */
-export async function openReference(
-  against: string,
-  options: ReferenceOptions,
-): Promise<{ folder: string; adapters: Record<string, string>; missing: string[] }> {
+export async function exposeReference(against: string, options: ReferenceOptions): Promise<Reference> {
   if (existsSync(join(against, "manifest.json"))) {
     throw new InputError({
       what: "is a bundle: its graph is quantized",
@@ -55,27 +61,21 @@ export async function openReference(
   return { folder: await exposeCached(against, found, options), adapters: found, missing };
 }
 
-/** Exposes a model folder into the cache, unless it is there already. */
+/** The stage expose over a model folder, or its result where that is in the cache. */
 export async function exposeCached(
   model: string,
   adapters: Readonly<Record<string, string>>,
   { cache, hashes, signal, onProgress }: Pick<ReferenceOptions, "cache" | "hashes" | "signal" | "onProgress">,
 ): Promise<string> {
-  const { entries } = await openModelFolder(model);
-  const inputs = [
-    await Promise.all(entries.map(async (name) => [name, await hashes.hash(join(model, name))])),
-    await Promise.all(Object.entries(adapters).map(async ([name, path]) => [name, await hashes.hash(path)])),
-  ];
-  const key = createHash("sha256").update(JSON.stringify(inputs)).digest("hex").slice(0, 16);
-  const out = join(cache, `exposed-${key}`);
-  if (existsSync(out)) return out;
-  await expose(model, {
-    out,
-    adapters,
-    signal,
-    onProgress: ({ stage, done, total }) => onProgress?.(stage, done, total),
-  });
-  return out;
+  const plan = new Plan();
+  await planExpose(plan, { model, adapters }, hashes);
+  const results = new Results(cache);
+  try {
+    const stages = await runPlan(plan, { results, executor: inProcess(), signal, onProgress });
+    return join(stages.expose.folder, "exposed");
+  } finally {
+    await results.release();
+  }
 }
 
 function originalOf(name: string, model: string, { adapters, config }: ReferenceOptions): string | undefined {

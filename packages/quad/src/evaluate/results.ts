@@ -1,14 +1,15 @@
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import type { Pipeline, Task } from "@quad-lora/runtime";
 import { readImage, writeImage } from "../files/images.ts";
 import { msssim } from "../metrics/index.ts";
 import type { Evaluation, TaskEvaluation, VariantResult } from "../records/evaluation.ts";
+import type { StageOptions } from "../work/progress.ts";
+import { keyOf, Results } from "../work/results.ts";
 import { adaptersOf, type PreparedCase, shownInput } from "./cases.ts";
-import type { EvaluateOptions } from "./evaluate.ts";
 import type { MetricNetworks } from "./networks.ts";
 import { comparePictures, summarize } from "./picture-metrics.ts";
-import { fileSafe, hashOf } from "./pictures.ts";
-import type { Variant } from "./simulated-variants.ts";
+import { keyOfCase } from "./pictures.ts";
+import type { DrawnVariant } from "./simulated-variants.ts";
 import { VaeFeatures } from "./vae-features.ts";
 
 /** Results by variant and task. */
@@ -27,7 +28,7 @@ export async function compareAll(
   cases: ReadonlyMap<string, readonly PreparedCase[]>,
   networks: MetricNetworks,
   reference: string,
-  { signal, onProgress }: Pick<EvaluateOptions, "signal" | "onProgress">,
+  { signal, onProgress }: StageOptions,
 ): Promise<Compared> {
   const vae = await VaeFeatures.open(reference);
   const read = (list: readonly string[]) =>
@@ -74,21 +75,24 @@ export async function describeResults(
   cases: ReadonlyMap<string, readonly PreparedCase[]>,
   compared: Compared,
 ): Promise<TaskEvaluation[]> {
+  const pictures = new Results(folder);
   const result: TaskEvaluation[] = [];
   for (const [task, definition] of tasks) {
     const shown: TaskEvaluation["cases"] = [];
     for (const [index, one] of cases.get(task)!.entries()) {
       const { prompt, negativePrompt, seed, width, height } = one;
       const input = shownInput(one);
-      const file = `${fileSafe(task)}-${index + 1}-input-${hashOf("input", one)}.png`;
-      if (input) await writeImage(join(folder, file), input);
+      const key = keyOf("input", 1, keyOfCase(one));
+      const file = input
+        ? basename(await pictures.file(`${task}-${index + 1}-input`, key, ".png", (path) => writeImage(path, input)))
+        : undefined;
       shown.push({
         prompt,
         ...(negativePrompt ? { negativePrompt } : {}),
         seed,
         width,
         height,
-        ...(input ? { input: `pictures/${file}` } : {}),
+        ...(file ? { input: `pictures/${file}` } : {}),
       });
     }
     const { steps, guidance } = cases.get(task)![0];
@@ -117,7 +121,7 @@ export function scalesOf({ width, height }: Pipeline["defaultSize"]): number {
   return msssim(grey, grey).scales;
 }
 
-export function ablationOf(variants: readonly Variant[], compared: Compared): Evaluation["ablation"] {
+export function ablationOf(variants: readonly DrawnVariant[], compared: Compared): Evaluation["ablation"] {
   return variants.flatMap(({ info, ablation }) => {
     if (!ablation) return [];
     const summaries = [...compared.get(info.name)!].map(([task, { summary }]) => [task, summary!] as const);

@@ -1,5 +1,4 @@
 import { existsSync } from "node:fs";
-import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import type { Task } from "@quad-lora/runtime";
 import { ExposedModel } from "../exposed/exposed-model.ts";
@@ -9,13 +8,15 @@ import type { Evaluation, VariantInfo } from "../records/evaluation.ts";
 import { readObservations } from "../records/observations.ts";
 import { type Profile, readProfile } from "../records/profile.ts";
 import type { BuildConfig } from "../settings/config.ts";
+import { findObservations } from "../stages/build.ts";
 import { strictestTarget } from "../targets/index.ts";
 import type { HashCache } from "../work/hash-tree.ts";
+import type { StageOptions } from "../work/progress.ts";
 import type { Drawer } from "./pictures.ts";
 import { exposeCached } from "./reference.ts";
 import { Simulations } from "./simulations.ts";
 
-export interface FindOptions {
+export interface FindOptions extends StageOptions {
   against: string;
   config: BuildConfig;
   profile?: string | undefined;
@@ -23,8 +24,6 @@ export interface FindOptions {
   simulate?: false | readonly SimulatedVariant[] | undefined;
   cache: string;
   hashes: HashCache;
-  signal?: AbortSignal;
-  onProgress?: (stage: string, done: number, total: number) => void;
 }
 
 /** What simulation needs, where it is all there; what is missing goes into the notes. */
@@ -49,12 +48,12 @@ export async function findSimulation(
     );
     return null;
   }
-  const observationsPath = options.observations ?? (await latestObservations(options.config.work!));
+  const observationsPath = options.observations ?? (await findObservations(options.config));
   const observations = observationsPath ? await readObservations(observationsPath) : null;
   const observationsHash = observationsPath ? await hashFile(observationsPath) : null;
   if (!observations) {
     notes.push(
-      "There are no observations: own profiles, everything at 8 bits, other shares and clipped ranges are left out; give --observations.",
+      "There are no observations of the configuration as it is now: own profiles, everything at 8 bits, other shares and clipped ranges are left out; give --observations.",
     );
   }
   return Simulations.open({ folder, profile, observations, observationsHash, tasks });
@@ -72,15 +71,8 @@ async function matchingFolder(
   return (await (await ExposedModel.open(folder)).isOf(profile)) ? folder : null;
 }
 
-async function latestObservations(work: string): Promise<string | undefined> {
-  const names = await readdir(work).catch(() => []);
-  const found = names.filter((name) => /^observe-[0-9a-f]{16}$/.test(name)).sort();
-  const paths = found.map((name) => join(work, name, "observations.safetensors")).filter(existsSync);
-  return paths.at(-1);
-}
-
 /** One column of the contact sheet, or one row of the ablation table. */
-export interface Variant {
+export interface DrawnVariant {
   info: VariantInfo;
   drawer: Drawer;
   /** For the ablation table. */
@@ -128,15 +120,15 @@ export function simulatedVariants(
   simulations: Simulations,
   shares: readonly NarrowShare[],
   wanted: readonly SimulatedVariant[] = ["untrained", "own", "all8"],
-): Variant[] {
+): DrawnVariant[] {
   const known = alternatives(simulations, shares.length > 0);
   const chosen = known.filter(({ info }) => wanted.some((name) => name === info.name));
   return [...chosen, ...shareVariants(simulations, shares)];
 }
 
-function alternatives(simulations: Simulations, isInTable: boolean): Variant[] {
+function alternatives(simulations: Simulations, isInTable: boolean): DrawnVariant[] {
   const { profile, observations } = simulations.sources;
-  const variants: Variant[] = [
+  const variants: DrawnVariant[] = [
     {
       info: {
         name: "untrained",
@@ -191,7 +183,7 @@ function alternatives(simulations: Simulations, isInTable: boolean): Variant[] {
   return variants;
 }
 
-function shareVariants(simulations: Simulations, shares: readonly NarrowShare[]): Variant[] {
+function shareVariants(simulations: Simulations, shares: readonly NarrowShare[]): DrawnVariant[] {
   const { profile, observations } = simulations.sources;
   if (!observations) return [];
   const policy = { ...profile.policy, narrowEverything: false };

@@ -1,25 +1,28 @@
 import { existsSync } from "node:fs";
-import { cp, mkdir, rename, rm } from "node:fs/promises";
-import { basename, dirname, join, resolve } from "node:path";
+import { readdir } from "node:fs/promises";
+import { basename, join, resolve } from "node:path";
 import { InputError } from "@quad-lora/base";
-import { checkModel, externalFiles, type Model, saveModel } from "@quad-lora/onnx";
-import { type SlotsFile, type Task, tasksFileSchema } from "@quad-lora/runtime";
+import { checkModel, type Model, saveModel } from "@quad-lora/onnx";
+import type { SlotsFile } from "@quad-lora/runtime";
 import { importAdapter } from "../adapters/import.ts";
 import type { AdaptableModule, AdapterComponent, AdapterReport, ImportedAdapter } from "../adapters/types.ts";
 import { bindAdapter } from "../factors/bind-adapter.ts";
 import { factorMetadata, factorPath } from "../factors/factor-file.ts";
-import { writeFileAtomically } from "../files/atomic.ts";
-import { readRecord, writeRecord } from "../files/json.ts";
+import { writeRecord } from "../files/json.ts";
 import { refuseForeignFolder } from "../files/overwrite.ts";
+import { replaceFolder } from "../files/replace-folder.ts";
 import { writeSafetensors } from "../files/safetensors.ts";
-import { findLayers, type Layer, type SkippedNode } from "../layers/find-layers.ts";
+import { findLayers, type Layer, type SkippedNode, unnamed } from "../layers/find-layers.ts";
 import { keepModuleNames } from "../layers/module-names.ts";
 import { componentFile } from "../model/graph-files.ts";
 import { loadComponent, type ModelFolder, openModelFolder } from "../model/model-folder.ts";
+import { keepTasks } from "../tasks/keep-tasks.ts";
+import type { StageOptions } from "../work/progress.ts";
+import { copyOtherFiles, scatteredGraphs } from "./copy-files.ts";
 import { exposeGraph, type SlotRank } from "./expose-graph.ts";
 
 /** What {@link expose} writes, and which layers it opens. */
-export interface ExposeOptions {
+export interface ExposeOptions extends StageOptions {
   /** Folder to create. */
   out: string;
   /** Adapter files or PEFT folders by task name. */
@@ -30,8 +33,6 @@ export interface ExposeOptions {
    * "used" means all.
    */
   slots?: "used" | "all" | RegExp;
-  onProgress?: (event: { stage: string; done: number; total: number }) => void;
-  signal?: AbortSignal;
 }
 
 /** What an inspected or exposed component looks like. */
@@ -45,6 +46,8 @@ export interface ComponentSummary {
 /** What {@link expose} wrote: the folder, its slots, and what became of each adapter. */
 export interface ExposeResult {
   out: string;
+  /** Adapters of the exposed folder that was there before; null where there was none. */
+  replaced: string[] | null;
   slots: SlotsFile;
   adapters: { name: string; format: string; rank: number; layers: number; report: AdapterReport }[];
 }
@@ -63,9 +66,10 @@ export async function inspectModel(
     components.push({ component, nodes: model.graph.nodes.size, ...findLayers(model) });
   }
   const modules = components.flatMap(({ component, layers }) => layers.map((layer) => toModule(component, layer)));
+  const unnamedLayers = components.flatMap(({ skipped }) => skipped).filter(({ reason }) => reason === unnamed).length;
   const imported: ImportedAdapter[] = [];
   for (const [name, path] of Object.entries(adapters)) {
-    imported.push(await importAdapter(resolveAdapter(path, folder.path), modules, { name }));
+    imported.push(await importAdapter(resolveAdapter(path, folder.path), modules, { name, unnamedLayers }));
   }
   return { models, components, adapters: imported };
 }
@@ -98,8 +102,8 @@ export function resolveAdapter(path: string, modelFolder: string): string {
  */
 export async function expose(modelPath: string, options: ExposeOptions): Promise<ExposeResult> {
   const out = resolve(options.out);
-  await refuseForeignFolder(out, "slots.json", "exists and was not written by quad expose");
   const folder = await openModelFolder(modelPath);
+  const replaced = await replacedAdapters(out, folder);
   if (existsSync(join(folder.path, "slots.json"))) {
     throw new InputError({
       what: "the model has adapter inputs already",
@@ -112,7 +116,7 @@ export async function expose(modelPath: string, options: ExposeOptions): Promise
   refuseLargeRanks(adapters, rank);
   const exposed: SlotsFile["components"] = {};
   for (const { component, layers } of components) {
-    const chosen = chooseLayers(component, layers, adapters, options.slots ?? "used", component === folder.denoiser);
+    const chosen = layersToOpen(component, layers, adapters, options.slots ?? "used", component === folder.denoiser);
     if (chosen.length === 0) continue;
     keepModuleNames(layers);
     exposed[component] = exposeGraph(models.get(component)!, component, chosen, rank);
@@ -122,16 +126,17 @@ export async function expose(modelPath: string, options: ExposeOptions): Promise
     throw new InputError({ what: "no layer matches the chosen slots", file: modelPath, fix: "Check --slots." });
   }
   const slots: SlotsFile = { format: "quad-slots", version: 1, rank, components: exposed };
-  const temporary = join(dirname(out), `.quad-${basename(out)}-${process.pid}.tmp`);
-  try {
-    await mkdir(temporary, { recursive: true });
-    const exposedModels = Object.keys(exposed).map((component) => models.get(component as AdapterComponent)!);
-    await copyOtherFiles(folder, exposedModels, temporary);
+  await replaceFolder(out, async (temporary) => {
+    const written = new Map<string, Model>([
+      ...Object.keys(exposed).map((component) => [component, models.get(component as AdapterComponent)!] as const),
+      ...scatteredGraphs(folder, Object.keys(exposed)),
+    ]);
+    await copyOtherFiles(folder, [...written.values()], temporary);
     await keepTasks(temporary, Object.keys(options.adapters));
-    for (const component of Object.keys(exposed)) {
-      await saveModel(models.get(component as AdapterComponent)!, componentFile(temporary, component), {
+    for (const [component, model] of written) {
+      await saveModel(model, componentFile(temporary, component), {
         signal: options.signal,
-        onProgress: (done, total) => options.onProgress?.({ stage: `writing ${component}`, done, total }),
+        onProgress: (done, total) => options.onProgress?.(`writing ${component}`, done, total),
       });
     }
     for (const adapter of adapters) {
@@ -142,14 +147,11 @@ export async function expose(modelPath: string, options: ExposeOptions): Promise
     }
     await writeRecord(join(temporary, "slots.json"), slots);
     options.signal?.throwIfAborted();
-    await rm(out, { recursive: true, force: true });
-    await rename(temporary, out);
-  } finally {
-    await rm(temporary, { recursive: true, force: true });
-  }
+  });
   return {
     out: options.out,
     slots,
+    replaced,
     adapters: adapters.map(({ name, format, layers, report }) => ({
       name,
       format,
@@ -158,6 +160,24 @@ export async function expose(modelPath: string, options: ExposeOptions): Promise
       report,
     })),
   };
+}
+
+/**
+ * The adapters of the exposed folder that will be replaced; null where there is none.
+ * @throws InputError if `out` is something else, or holds something besides
+ */
+async function replacedAdapters(out: string, { entries }: ModelFolder): Promise<string[] | null> {
+  const own = new Set([...entries, "slots.json", "adapters"]);
+  await refuseForeignFolder(out, {
+    mark: "slots.json",
+    otherwise: "exists and was not written by quad expose",
+    other: { mark: "manifest.json", what: "is a bundle, and not a folder that quad expose wrote" },
+    isOwn: (entry) => own.has(entry),
+  });
+  if (!existsSync(join(out, "slots.json"))) return null;
+  const suffix = ".safetensors";
+  const files = (await readdir(join(out, "adapters")).catch(() => [])).filter((name) => name.endsWith(suffix));
+  return files.map((name) => name.slice(0, -suffix.length)).sort();
 }
 
 function refuseLargeRanks(adapters: readonly ImportedAdapter[], rank: SlotRank): void {
@@ -174,7 +194,7 @@ function refuseLargeRanks(adapters: readonly ImportedAdapter[], rank: SlotRank):
   }
 }
 
-function chooseLayers(
+function layersToOpen(
   component: AdapterComponent,
   layers: readonly Layer[],
   adapters: readonly ImportedAdapter[],
@@ -191,35 +211,4 @@ function chooseLayers(
     return isDenoiser || used.size > 0 ? [...layers] : [];
   if (which === "used") return layers.filter(({ name }) => used.has(name));
   return layers.filter(({ name }) => used.has(name) || which.test(`${component}.${name}`));
-}
-
-/** Leaves out the tasks whose adapters were not given: asking for one would fail. */
-async function keepTasks(folder: string, adapters: readonly string[]): Promise<void> {
-  const path = join(folder, "tasks.json");
-  if (!existsSync(path)) return;
-  const file = await readRecord(path, tasksFileSchema);
-  const needed = (name: string, { adapter = name }: Task) =>
-    adapter === null ? [] : typeof adapter === "string" ? [adapter] : Object.keys(adapter);
-  const tasks = Object.entries(file.tasks).filter(([name, task]) =>
-    needed(name, task).every((adapter) => adapter === "base" || adapters.includes(adapter)),
-  );
-  await writeFileAtomically(path, `${JSON.stringify({ ...file, tasks: Object.fromEntries(tasks) }, null, 2)}\n`);
-}
-
-/** Copies the folder without the exposed graphs, their data files and the model's own adapters. */
-async function copyOtherFiles(folder: ModelFolder, exposed: readonly Model[], target: string): Promise<void> {
-  const replaced = new Set(
-    exposed.flatMap((model) => [model.file, ...externalFiles(model)]).map((path) => resolve(path)),
-  );
-  // Weights in other formats, which would lie beside the graph unread.
-  const folders = new Set(exposed.map((model) => dirname(resolve(model.file))));
-  const isOtherWeights = (path: string) =>
-    folders.has(dirname(path)) && /\.(onnx|onnx_data|onnx\.data|safetensors|bin|msgpack)$/.test(path);
-  for (const entry of folder.entries) {
-    await cp(join(folder.path, entry), join(target, entry), {
-      recursive: true,
-      dereference: true, // model caches hold links; what is written stands on its own
-      filter: (path) => !replaced.has(resolve(path)) && !isOtherWeights(resolve(path)),
-    });
-  }
 }

@@ -1,6 +1,7 @@
-import { randomBytes } from "node:crypto";
 import { mkdir, open, rename, rm } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
+import { syncFolder } from "./sync.ts";
+import { temporaryName } from "./temporary.ts";
 
 /** What a file can be written from; text is written as UTF-8. */
 export type FileContents = Uint8Array | string | Iterable<Uint8Array> | AsyncIterable<Uint8Array>;
@@ -12,7 +13,7 @@ export type FileContents = Uint8Array | string | Iterable<Uint8Array> | AsyncIte
 export async function writeFileAtomically(path: string, contents: FileContents): Promise<void> {
   const folder = dirname(path);
   await mkdir(folder, { recursive: true });
-  const temporary = join(folder, `.${basename(path)}.${randomBytes(6).toString("hex")}.tmp`);
+  const temporary = join(folder, temporaryName(basename(path)));
   try {
     const handle = await open(temporary, "wx");
     try {
@@ -28,4 +29,5 @@ export async function writeFileAtomically(path: string, contents: FileContents):
     await rm(temporary, { force: true });
     throw error;
   }
+  await syncFolder(folder);
 }

@@ -53,12 +53,13 @@ describe("nothing outside is opened", () => {
 });
 
 test("links of the Hugging Face cache are followed", async () => {
+  const blob = "0123456789abcdef".repeat(4);
   const cache = join(temporaryFolder(), "models--owner--name");
   const snapshot = join(cache, "snapshots", "0123abc");
   mkdirSync(join(snapshot, "unet"), { recursive: true });
   mkdirSync(join(cache, "blobs"));
-  writeFileSync(join(cache, "blobs", "abcdef"), "graph");
-  symlinkSync("../../../blobs/abcdef", join(snapshot, "unet", "model.onnx"));
+  writeFileSync(join(cache, "blobs", blob), "graph");
+  symlinkSync(`../../../blobs/${blob}`, join(snapshot, "unet", "model.onnx"));
   expect(Buffer.from(await folderFiles(snapshot).read("unet/model.onnx")).toString()).toBe("graph");
 });
 

@@ -1,12 +1,13 @@
 import { lstat, readdir, readFile, realpath, stat } from "node:fs/promises";
-import { basename, dirname, join, sep } from "node:path";
+import { join } from "node:path";
 import { checkRelativePath, InputError } from "@quad-lora/base";
+import { linkLeavesFolder } from "@quad-lora/onnx";
 import type { FolderFiles } from "@quad-lora/runtime";
 import { hashFile } from "./hash.ts";
 
 /**
  * A folder on disk for the runtime; ONNX Runtime maps its graphs and weights straight from the files. Opens regular files
- * inside the folder only (see {@link requireInside}).
+ * inside the folder only (see `requireInside`).
  */
 export function folderFiles(folder: string): FolderFiles {
   const at = (path: string) => join(folder, path === "" ? "" : checkRelativePath(path, { file: folder }));
@@ -69,7 +70,6 @@ async function statOrAbsent(file: string) {
 export async function requireInside(folder: string, path: string): Promise<void> {
   const file = join(folder, path);
   const info = await lstat(file);
-  const [root, target] = await Promise.all([realpath(folder), realpath(file)]);
   if (!(await stat(file)).isFile()) {
     throw new InputError({
       what: "is not a regular file",
@@ -78,23 +78,11 @@ export async function requireInside(folder: string, path: string): Promise<void>
       fix: "Remove it, or copy the model folder again.",
     });
   }
-  if (target.startsWith(root.endsWith(sep) ? root : root + sep)) return;
-  const blobs = blobsOf(root);
-  if (blobs !== undefined && target.startsWith(blobs + sep)) return;
+  if (!linkLeavesFolder(folder, file)) return;
   throw new InputError({
     what: "is a link that leads out of its folder",
     file,
-    got: target,
+    got: await realpath(file),
     fix: "Put the file itself into the folder if it belongs there.",
   });
-}
-
-/** `models--OWNER--NAME/blobs` for a folder at or below `models--OWNER--NAME/snapshots/REVISION`. */
-function blobsOf(root: string): string | undefined {
-  for (let at = root; dirname(at) !== at; at = dirname(at)) {
-    const parent = dirname(at);
-    if (basename(parent) === "snapshots" && basename(dirname(parent)).includes("--"))
-      return join(dirname(parent), "blobs");
-  }
-  return undefined;
 }

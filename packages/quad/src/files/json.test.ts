@@ -40,7 +40,8 @@ describe("a record", () => {
 });
 
 describe("a folder to write", () => {
-  const refuse = (path: string) => refuseForeignFolder(path, "mark.json", "exists and is something else");
+  const refuse = (path: string) =>
+    refuseForeignFolder(path, { mark: "mark.json", otherwise: "exists and is something else" });
 
   test("may be new, empty, or one that the same command wrote", async () => {
     await mkdir(join(folder, "empty"));

@@ -1,19 +1,18 @@
 import { readFile } from "node:fs/promises";
-import { InputError } from "@quad-lora/base";
-import type { z } from "zod";
+import { checkValue, InputError, type Schema } from "@quad-lora/base";
+import type { output } from "zod/v4/core";
 import { writeFileAtomically } from "./atomic.ts";
 
 /** Parses and checks a JSON file's text; a byte order mark is skipped. @throws InputError naming file and key */
-export function parseJsonFile<S extends z.ZodType>(file: string, text: string, schema: S): z.infer<S> {
+export function parseJsonFile<S extends Schema>(file: string, text: string, schema: S): output<S> {
   let value: unknown;
   try {
     value = JSON.parse(text.replace(/^\ufeff/, ""));
   } catch (error) {
     throw new InputError({ what: `is not valid JSON: ${(error as Error).message}`, file });
   }
-  const result = schema.safeParse(value);
-  if (result.success) return result.data;
-  const issue = result.error.issues[0];
+  const { data, issue } = checkValue(schema, value);
+  if (!issue) return data;
   throw new InputError({
     what: issue.message,
     file,
@@ -27,12 +26,12 @@ export function parseJsonFile<S extends z.ZodType>(file: string, text: string, s
  * @param fix - what to do where there is none
  * @throws InputError if the file is missing, broken, or something else
  */
-export async function readRecord<S extends z.ZodType>(
+export async function readRecord<S extends Schema>(
   path: string,
   schema: S,
   madeBy?: string,
   fix?: string,
-): Promise<z.infer<S>> {
+): Promise<output<S>> {
   return parseJsonFile(path, await readText(path, madeBy, fix), schema);
 }
 
@@ -49,5 +48,10 @@ export async function readText(path: string, madeBy?: string, fix?: string): Pro
 
 /** Writes a value as JSON, atomically. */
 export async function writeRecord(path: string, value: unknown): Promise<void> {
-  await writeFileAtomically(path, `${JSON.stringify(value, null, 1)}\n`);
+  await writeFileAtomically(path, recordText(value));
+}
+
+/** A value as {@link writeRecord} writes it. */
+export function recordText(value: unknown): string {
+  return `${JSON.stringify(value, null, 1)}\n`;
 }

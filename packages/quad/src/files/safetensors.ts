@@ -1,3 +1,5 @@
+// For applications whose lib has no Symbol.asyncDispose: it is in the declarations of a public interface.
+/// <reference lib="esnext.disposable" preserve="true" />
 import { type FileHandle, open } from "node:fs/promises";
 import {
   InputError,
@@ -13,7 +15,7 @@ import {
 import { writeFileAtomically } from "./atomic.ts";
 
 /** A safetensors file on disk: the header is in memory, tensors are read one by one. Close it after use. */
-export interface SafetensorsReader {
+export interface SafetensorsReader extends AsyncDisposable {
   readonly path: string;
   readonly metadata: Readonly<Record<string, string>>;
   /** By name, in the order of the data. */
@@ -59,6 +61,7 @@ export async function openSafetensors(path: string): Promise<SafetensorsReader> 
       read,
       readFloat32: async (name) => toFloat32(await read(name), path),
       close: () => handle.close(),
+      [Symbol.asyncDispose]: () => handle.close(),
     };
   } catch (error) {
     await handle.close();

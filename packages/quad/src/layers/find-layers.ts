@@ -31,6 +31,9 @@ export interface SkippedNode {
   reason: string;
 }
 
+/** Why a layer is skipped that no adapter's key could mean. */
+export const unnamed = "neither node nor weight carries a module name";
+
 /** Finds the layers of a graph in execution order. Nodes that look like layers but cannot be adapted are listed with the reason. */
 export function findLayers(model: Model): { layers: Layer[]; skipped: SkippedNode[] } {
   const found: { shape: Omit<Layer, "name" | "calls">; call: LayerCall; name: string }[] = [];
@@ -42,7 +45,7 @@ export function findLayers(model: Model): { layers: Layer[]; skipped: SkippedNod
     const shape = layerShape(node, weight);
     const name = moduleName(node, weight.value);
     if (typeof shape === "string") skipped.push({ node: node.name, reason: shape });
-    else if (!name) skipped.push({ node: node.name, reason: "neither node nor weight carries a module name" });
+    else if (!name) skipped.push({ node: node.name, reason: unnamed });
     else
       found.push({ shape, name, call: { node, weight: weight.value, output: layerOutput(node, shape.outFeatures) } });
   }

@@ -1,6 +1,7 @@
 import { InputError } from "@quad-lora/base";
 import { filterValid, gaussianKernel, halve, multiply } from "./filter.ts";
 import { checkImagePair, type Image, type MetricChannels, metricPlanes, type Plane } from "./image.ts";
+import { mean } from "./mean.ts";
 
 const WINDOW = gaussianKernel(1.5, 5);
 const C1 = (0.01 * 255) ** 2;
@@ -108,8 +109,4 @@ function compareStructure(a: Plane, b: Plane): { ssim: number; contrastStructure
     ssim += luminance * cs;
   }
   return { ssim: ssim / meanA.length, contrastStructure: contrastStructure / meanA.length };
-}
-
-function mean(values: number[]): number {
-  return values.reduce((sum, value) => sum + value, 0) / values.length;
 }

@@ -23,7 +23,14 @@ export interface ModelFolder {
   entries: string[];
 }
 
-const adaptableComponents: readonly AdapterComponent[] = ["unet", "transformer", "text_encoder", "text_encoder_2"];
+const adaptableComponents: readonly AdapterComponent[] = [
+  "unet",
+  "transformer",
+  "text_encoder",
+  "text_encoder_2",
+  "text_encoder_3",
+  "controlnet",
+];
 
 /** @throws InputError if the folder is not a diffusers/Optimum ONNX folder */
 export async function openModelFolder(path: string): Promise<ModelFolder> {
@@ -46,8 +53,13 @@ export async function openModelFolder(path: string): Promise<ModelFolder> {
   }
   const modelIndex = await readRecord(index, modelIndexSchema);
   const { _class_name: pipelineClass } = modelIndex;
+  // Optimum leaves the PyTorch pipeline's index, in which both graphs of the autoencoder are one component.
+  const isOfVae = (name: string) => "vae" in modelIndex && /^vae_(en|de)coder$/.test(name);
   const entries = (await readdir(path)).filter(
-    (name) => name in modelIndex || /^(model_index\.json|tasks\.json|(readme|licen[cs]e|notice)\b.*)$/i.test(name),
+    (name) =>
+      Object.hasOwn(modelIndex, name) ||
+      isOfVae(name) ||
+      /^(model_index\.json|tasks\.json|(readme|licen[cs]e|notice)\b.*)$/i.test(name),
   );
   const adaptable = adaptableComponents.filter((component) => existsSync(componentFile(path, component)));
   const denoiser = adaptable.find((component) => component === "unet" || component === "transformer");

@@ -1,6 +1,8 @@
+import { join } from "node:path";
 import { openPipeline, type Pipeline, type TrustOptions } from "@quad-lora/runtime";
 import * as ort from "onnxruntime-node";
 import { folderFiles } from "../files/folder-files.ts";
+import { restoreFolder } from "../files/replace-folder.ts";
 
 /** Options of {@link openFolder}. */
 export interface OpenFolderOptions extends TrustOptions {
@@ -12,8 +14,11 @@ export interface OpenFolderOptions extends TrustOptions {
  * Opens an exposed folder, a bundle, or a plain diffusers/Optimum ONNX folder on this machine.
  * @throws InputError when files are missing, broken, do not fit each other, or differ from a bundle's manifest
  */
-export function openFolder(folder: string, options: OpenFolderOptions = {}): Promise<Pipeline> {
+export async function openFolder(folder: string, options: OpenFolderOptions = {}): Promise<Pipeline> {
   const { verify, manifest, trustedKeys } = options;
+  // A killed process may have left it, or a bundle's adapters, beside its name.
+  await restoreFolder(folder);
+  await restoreFolder(join(folder, "adapters"));
   return openPipeline({
     ort: ort as never,
     files: folderFiles(folder),

@@ -1,6 +1,7 @@
 import type { Encoding } from "../quantization/index.ts";
 import type { Trajectory } from "../records/trajectory.ts";
 import type { SimulatedPipeline } from "../simulate/simulated-pipeline.ts";
+import type { StageOptions } from "../work/progress.ts";
 import { ScoreKeeper, type Scores } from "./scores.ts";
 
 /** Scores of one task on given encodings, over its recorded calls. */
@@ -32,11 +33,9 @@ export function thin({ task, calls }: Trajectory, count: number): Trajectory {
   return { task, calls: picked.sort((a, b) => a - b).map((index) => calls[index]) };
 }
 
-export interface SensitivityOptions {
+export interface SensitivityOptions extends StageOptions {
   /** Calls per layer. */
   calls: number;
-  signal?: AbortSignal;
-  onProgress?: (stage: string, done: number, total: number) => void;
 }
 
 /**

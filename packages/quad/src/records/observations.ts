@@ -15,6 +15,7 @@ export interface Observations {
   tasks: TaskObservations[];
 }
 
+/** Ranges and histograms of one task: per group of steps and observed value. */
 export interface TaskObservations {
   task: string;
   /** `[groups, values]` */

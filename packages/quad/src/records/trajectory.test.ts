@@ -75,7 +75,9 @@ describe("a recorded task", () => {
     const path = join(folder, "flat.safetensors");
     const cases = [4, 5].map((seed) => ({ prompt: "owl animal bird", seed, steps: 2 }));
     const progress: [string, number, number][] = [];
-    await recordTask(exposed, "flat", cases, path, { onProgress: (...step) => progress.push(step) });
+    await recordTask(exposed, "flat", cases, path, {
+      onProgress: (stage, done, total) => progress.push([stage, done, total]),
+    });
     recorded = await readTrajectory(path);
     expect(progress).toEqual([
       ["recording flat", 1, 2],

@@ -1,9 +1,9 @@
+import { mean } from "../metrics/mean.ts";
 import type { Ablation, AblationRow, Figures } from "../records/ablation.ts";
 
 /** The mean over a row's tasks. */
 export function meanOf({ tasks }: AblationRow, key: "psnr" | "ssim" | "sqnr"): number {
-  const figures = Object.values(tasks);
-  return figures.reduce((sum, task) => sum + task[key], 0) / figures.length;
+  return mean(Object.values(tasks).map((task) => task[key]));
 }
 
 /** Cells of the ablation's table, the heading first: PSNR in dB and SSIM per task, means, and the denoiser's SQNR in dB. */

@@ -1,6 +1,14 @@
-import { formatBytes } from "../cli/terminal.ts";
-
-export { formatBytes };
+/** `1.4 GB`, `120 MB`, `3 kB`: decimal units. */
+export function formatBytes(bytes: number): string {
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  let unit = 0;
+  let value = bytes;
+  while (value >= 1000 && unit < units.length - 1) {
+    value /= 1000;
+    unit++;
+  }
+  return `${value >= 100 || unit === 0 ? Math.round(value) : value.toFixed(1)} ${units[unit]}`;
+}
 
 /** `0.031 %`, `2.4 %`, `37 %`. */
 export function percent(share: number): string {

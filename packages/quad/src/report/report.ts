@@ -1,14 +1,5 @@
 import { writeFileAtomically } from "../files/atomic.ts";
-
-/** What goes into a report besides the evaluation. */
-export interface ReportOptions {
-  /** HTML file to write. */
-  out: string;
-  /** The bundle's `profile.json`. */
-  profile?: string | undefined;
-  /** Curve, benchmark and ablation files, or folders that hold some. */
-  include?: readonly string[];
-}
+import type { ReportOptions } from "./options.ts";
 
 /**
  * Stage: `evaluation.json` with its pictures, profile and curves -> one HTML file that needs nothing else. Parts whose data

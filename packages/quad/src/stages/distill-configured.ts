@@ -1,32 +1,35 @@
-import { existsSync } from "node:fs";
+import { createReadStream, existsSync } from "node:fs";
 import { rm } from "node:fs/promises";
-import { join, resolve } from "node:path";
+import { basename, join, resolve } from "node:path";
 import { InputError } from "@quad-lora/base";
 import type { AdapterRecord } from "@quad-lora/runtime";
 import { type FrozenBundle, measureEncoded, openFrozen, writeEncoded } from "../bundle/bundle-adapters.ts";
 import { bundleFiles, readRecords } from "../bundle/bundle-folder.ts";
 import { type EncodedFiles, encodeForBundle } from "../bundle/encode-adapter.ts";
 import { recordTrajectory } from "../calibrate/record-trajectory.ts";
-import { type DistillAdapterResult, distillAdapters, recordDataset, recordTeacher } from "../distill/index.ts";
+import type { DistillAdapterResult } from "../distill/index.ts";
 import { ExposedModel } from "../exposed/exposed-model.ts";
 import { readFactorFile } from "../factors/factor-file.ts";
+import { writeFileAtomically } from "../files/atomic.ts";
 import { openFolder } from "../model/open-folder.ts";
 import { type Profile, readProfile } from "../records/profile.ts";
 import type { BuildConfig } from "../settings/config.ts";
-import { HashCache } from "../work/hash-tree.ts";
-import { runStage } from "../work/stage.ts";
-import { exposeConfigured, loadCases } from "./build.ts";
-import { adaptersToDistill, describe } from "./distill-stages.ts";
+import { loadCases } from "../tasks/cases.ts";
+import type { HashCache } from "../work/hash-tree.ts";
+import { fileReference, Plan } from "../work/plan.ts";
+import type { StageOptions } from "../work/progress.ts";
+import { exposeConfigured } from "./build.ts";
+import { readGain } from "./distill.ts";
+import { adaptersToDistill, exposedReference, planDistillation } from "./plan.ts";
+import { runInWorkFolder } from "./run.ts";
 
-interface CommonOptions {
+interface CommonOptions extends StageOptions {
   /** Tasks to draw, and `distill` settings. */
   config: BuildConfig;
   /** Default: those that `config.distill.adapters` says. */
   names?: readonly string[];
   /** Folder of pictures and captions in place of the teacher's own; for one adapter. */
   dataset?: string;
-  signal?: AbortSignal;
-  onProgress?: (stage: string, done: number, total: number, detail?: string) => void;
 }
 
 /** What {@link distillConfigured} reads and writes. */
@@ -103,8 +106,7 @@ export async function distillBundle(options: DistillBundleOptions): Promise<Dist
     encoded.push(await encodeDistilled(frozen, known.get(name)!, join(out, `${name}.safetensors`), options, exposed));
   }
   signal?.throwIfAborted();
-  const records: AdapterRecord[] = [];
-  for (const files of encoded) records.push(await writeEncoded(frozen, files));
+  const records = await writeEncoded(frozen, encoded);
   await rm(work, { recursive: true, force: true });
   return { distilled, records };
 }
@@ -118,61 +120,60 @@ async function encodeDistilled(
   exposed: string,
 ): Promise<EncodedFiles> {
   const { name, source, task, withoutSlot } = before;
-  const common = signal ? { signal } : {};
   const { rank, tensors } = await readFactorFile(file);
   const encoded = await encodeForBundle(name, { rank, tensors, source }, frozen, {
-    ...{ align: false, withoutSlot, ...common, ...(task ? { task } : {}) },
-    onProgress: (done, total) => onProgress?.(`encoding ${name}`, done, total),
+    align: false,
+    withoutSlot,
+    task,
+    signal,
+    onProgress,
   });
   const cases = await loadCases(exposed, config.tasks[name]);
   const reference = await openFolder(exposed);
   try {
     const trajectory = await recordTrajectory(reference, name, cases, {
-      ...common,
-      onProgress: (done, total) => onProgress?.(`drawing ${name} in full precision`, done, total),
+      stage: `drawing ${name} in full precision`,
+      signal,
+      onProgress,
     });
-    encoded.record.fit.measured = await measureEncoded(frozen, name, encoded, trajectory, common);
+    encoded.record.fit.measured = await measureEncoded(frozen, name, encoded, trajectory, { signal });
   } finally {
     await reference.dispose();
   }
   return encoded;
 }
 
-/** The teachers of all adapters, then their training. What is done stays in `work`. */
+/** The teachers of all adapters, then their training. What is done stays in `work`; the factors and their curves go to `out`. */
 async function drawAndTrain(
-  { config, exposed, profile: profileFile, out, dataset, signal, onProgress }: DistillConfiguredOptions,
+  { config, exposed, profile, out, dataset, signal, onProgress }: DistillConfiguredOptions,
   names: readonly string[],
   work: string,
 ): Promise<DistillAdapterResult[]> {
-  const settings = config.distill;
-  const { pictures, seed } = settings;
-  const common = { signal, onProgress };
-  const hashes = await HashCache.open(join(work, "hashes.json"));
-  const graph = await (await ExposedModel.open(exposed)).identity();
-  const jobs = [];
-  for (const name of names) {
-    const task = config.tasks[name];
-    const files = task.calibration.flatMap(({ image, mask }) => [image, mask]).filter((path) => path !== undefined);
-    const factors = await hashes.hash(join(exposed, "adapters", `${name}.safetensors`));
-    const drawn = await Promise.all(files.map((path) => hashes.hash(path)));
-    const data = dataset === undefined ? null : await hashes.hash(dataset);
-    const inputs = { graph, name, task, pictures, seed, factors, drawn, data };
-    const { folder } = await runStage(work, `teacher-${name}`, inputs, async (teacher) => {
-      const file = join(teacher, "trajectory.safetensors");
-      if (dataset !== undefined) await recordDataset(config.model, exposed, name, dataset, file, settings, common);
-      else await recordTeacher(exposed, name, await loadCases(exposed, task), file, settings, common);
+  const plan = async (hashes: HashCache) => {
+    const planned = new Plan();
+    const references = await Promise.all(names.map((name) => exposedReference(exposed, name, hashes)));
+    await planDistillation(planned, config, hashes, names, {
+      exposed: (name) => references[names.indexOf(name)],
+      model: exposed,
+      profile: await fileReference(profile, hashes),
+      dataset: dataset === undefined ? undefined : { model: config.model, folder: dataset },
     });
-    const trajectory = join(folder, "trajectory.safetensors");
-    jobs.push({
-      ...{ exposed, profile: profileFile, adapter: name, settings, trajectory, out },
-      checkpoints: join(work, "checkpoints"),
-    });
-  }
-  await hashes.save();
-  return distillAdapters(jobs, {
-    signal,
-    onProgress: (progress) => onProgress?.("distilling", progress.done, progress.total, describe(progress)),
-  });
+    return planned;
+  };
+  return runInWorkFolder(work, { signal, onProgress }, plan, (stages) =>
+    Promise.all(names.map(async (name) => takeFactors(await readGain(stages[`distill ${name}`].folder), out))),
+  );
+}
+
+/** Copies what a distillation wrote, the factors last. */
+async function takeFactors(gain: DistillAdapterResult, out: string): Promise<DistillAdapterResult> {
+  const take = async (from: string) => {
+    const path = join(out, basename(from));
+    await writeFileAtomically(path, createReadStream(from));
+    return path;
+  };
+  const curvePath = await take(gain.curvePath);
+  return { ...gain, curvePath, file: await take(gain.file) };
 }
 
 function namesOf({ config, names, dataset }: CommonOptions, profile: Profile): readonly string[] {

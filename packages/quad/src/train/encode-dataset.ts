@@ -8,6 +8,7 @@ import { z } from "zod";
 import { folderFiles } from "../files/folder-files.ts";
 import { readImage, readMask } from "../files/images.ts";
 import { parseJsonFile } from "../files/json.ts";
+import type { StageOptions } from "../work/progress.ts";
 import type { TrainingExample } from "./dataset.ts";
 
 /** An example as the denoiser's training needs it. */
@@ -31,15 +32,15 @@ export interface EncodedDataset {
   textWidth: number;
 }
 
-export interface EncodeOptions {
+export interface EncodeOptions extends StageOptions {
   /** Input channels of the denoiser, which say how it is conditioned. */
   channels: number;
   /** Pixels; pictures are scaled and cropped to it. */
   size: { width: number; height: number };
   /** Adds every example mirrored. */
   flip: boolean;
-  signal?: AbortSignal;
-  onProgress?: (done: number, total: number) => void;
+  /** What to call it in progress. */
+  stage?: string;
 }
 
 const vaeConfigSchema = z.looseObject({
@@ -62,7 +63,7 @@ const options: ort.InferenceSession.SessionOptions = {
 export async function encodeDataset(
   modelFolder: string,
   examples: readonly TrainingExample[],
-  { channels, size, flip, signal, onProgress }: EncodeOptions,
+  { channels, size, flip, stage = "encoding", signal, onProgress }: EncodeOptions,
 ): Promise<EncodedDataset> {
   const encoder = await LatentEncoder.open(modelFolder);
   try {
@@ -93,7 +94,7 @@ export async function encodeDataset(
           caption: example.caption,
         });
       }
-      onProgress?.(index + 1, total);
+      onProgress?.(stage, index + 1, total);
     }
     const captions = ["", ...encoded.map(({ caption }) => caption)];
     const { texts, tokens, width: textWidth } = await encodeTexts(modelFolder, [...new Set(captions)]);

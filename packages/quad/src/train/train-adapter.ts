@@ -5,20 +5,13 @@ import { resolveAdapter, toModule } from "../expose/expose.ts";
 import { ExposedModel } from "../exposed/exposed-model.ts";
 import type { Layer } from "../layers/find-layers.ts";
 import { type Profile, readProfile } from "../records/profile.ts";
+import { withoutUndefined } from "../settings/without-undefined.ts";
 import { type AdapterGraph, type AdapterGraphOptions, buildAdapterGraph } from "./adapter-graph.ts";
 import { adapterLayers, continueAdapter, initialFactors } from "./factors.ts";
+import { type CompleteOptions, runDefaults, type TrainOptions } from "./options.ts";
 import { buildQuantizedAdapterGraph } from "./quantized-graph.ts";
-import {
-  bytesOf,
-  type CompleteOptions,
-  hashOf,
-  runDefaults,
-  runTraining,
-  type TraineeBuilder,
-  type TrainOptions,
-  type TrainResult,
-  withoutUndefined,
-} from "./training-run.ts";
+import { bytesOf, hashOf } from "./run-identity.ts";
+import { runTraining, type TraineeBuilder, type TrainResult } from "./training-run.ts";
 
 /** Options of {@link trainAdapter}; `out` is a file (kohya) or folder (PEFT). */
 export interface TrainAdapterOptions extends TrainOptions {

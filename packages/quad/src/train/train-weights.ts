@@ -1,18 +1,14 @@
 import { existsSync } from "node:fs";
-import { cp, mkdir, readdir, rename, rm } from "node:fs/promises";
-import { basename, dirname, join, resolve } from "node:path";
+import { cp, readdir } from "node:fs/promises";
+import { join, resolve } from "node:path";
 import { InputError } from "@quad-lora/base";
-import { type PackedParameter, saveModel, Tensor } from "@quad-lora/onnx";
+import { elementCount, type PackedParameter, saveModel, Tensor } from "@quad-lora/onnx";
+import { replaceFolder } from "../files/replace-folder.ts";
 import { componentFile } from "../model/graph-files.ts";
 import { loadComponent, type ModelFolder } from "../model/model-folder.ts";
-import {
-  type CompleteOptions,
-  runDefaults,
-  runTraining,
-  type TrainOptions,
-  type TrainResult,
-  withoutUndefined,
-} from "./training-run.ts";
+import { withoutUndefined } from "../settings/without-undefined.ts";
+import { type CompleteOptions, runDefaults, type TrainOptions } from "./options.ts";
+import { runTraining, type TrainResult } from "./training-run.ts";
 import { buildWeightsGraph, findWeights, freshWeights, weightsOf } from "./weights-graph.ts";
 
 /** Options of {@link trainWeights}; `out` is a folder. */
@@ -61,12 +57,10 @@ async function writeTrainedFolder(
   const model = loadComponent(folder, "unet");
   const values = model.graph.valuesByName();
   for (const { name, offset, dims } of layout) {
-    const end = offset + dims.reduce((a, b) => a * b, 1);
+    const end = offset + elementCount(dims);
     values.get(name)!.initializer = Tensor.float32(dims, parameters.subarray(offset, end));
   }
-  const temporary = join(dirname(out), `.quad-${basename(out)}-${process.pid}.tmp`);
-  try {
-    await mkdir(temporary, { recursive: true });
+  await replaceFolder(out, async (temporary) => {
     for (const entry of folder.entries) {
       if (entry === "unet") continue;
       await cp(join(folder.path, entry), join(temporary, entry), { recursive: true, dereference: true });
@@ -74,11 +68,7 @@ async function writeTrainedFolder(
     const settings = join(folder.path, "unet", "config.json");
     if (existsSync(settings)) await cp(settings, join(temporary, "unet", "config.json"), { dereference: true });
     await saveModel(model, componentFile(temporary, "unet"));
-    await rm(out, { recursive: true, force: true });
-    await rename(temporary, out);
-  } finally {
-    await rm(temporary, { recursive: true, force: true });
-  }
+  });
 }
 
 async function refuseUsedFolder(out: string): Promise<void> {

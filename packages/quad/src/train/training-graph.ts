@@ -17,6 +17,7 @@ import {
 } from "@quad-lora/onnx";
 import type { TensorData } from "@quad-lora/runtime";
 import * as ort from "onnxruntime-node";
+import { mean } from "../metrics/mean.ts";
 
 export interface TrainingGraphOptions extends Required<Pick<AdamWOptions, "weightDecay">>, SegmentOptions {
   /** Gradients are scaled down together to this Euclidean norm; infinity leaves them. */
@@ -224,6 +225,13 @@ export class LossSession {
       feeds[name] = new ort.Tensor(type, data as Float32Array, dims);
     }
     return ((await this.#session.run(feeds, [this.#lossName]))[this.#lossName].data as Float32Array)[0];
+  }
+
+  /** Mean of the losses of several batches. */
+  async meanLoss(parameters: Float32Array, batches: readonly Readonly<Record<string, TensorData>>[]): Promise<number> {
+    const losses: number[] = [];
+    for (const batch of batches) losses.push(await this.loss(parameters, batch));
+    return mean(losses);
   }
 
   async release(): Promise<void> {

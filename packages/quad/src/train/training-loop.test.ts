@@ -157,9 +157,9 @@ describe("going on after a stop", () => {
     const checkpoint = checkpointAt(`aborted-${abortedAt}`, 1000);
     const controller = new AbortController();
     const reason = new Error("enough");
-    const onProgress = ({ step }: { step: number }) => step === abortedAt && controller.abort(reason);
+    const onStep = ({ step }: { step: number }) => step === abortedAt && controller.abort(reason);
     await expect(
-      train({ checkpoint, signal: controller.signal, onProgress: (progress) => void onProgress(progress) }),
+      train({ checkpoint, signal: controller.signal, onStep: (progress) => void onStep(progress) }),
     ).rejects.toBe(reason);
     const resumed = await train({ checkpoint });
     expect(resumed.resumedFrom).toBe(abortedAt);

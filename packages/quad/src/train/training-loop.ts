@@ -56,7 +56,7 @@ export interface TrainingOptions {
   curvePath?: string;
   /** On abort a checkpoint is written; then the signal's reason is thrown. */
   signal?: AbortSignal;
-  onProgress?: (progress: TrainingProgress) => void;
+  onStep?: (progress: TrainingProgress) => void;
 }
 
 export interface TrainingResult {
@@ -132,7 +132,7 @@ export async function trainingLoop(
     }
     const perStep = (performance.now() - started) / (state.step - resumedFrom);
     const secondsLeft = (perStep * (steps - state.step)) / 1000;
-    options.onProgress?.({ step: state.step, steps, loss, gradientNorm, terms, secondsLeft });
+    options.onStep?.({ step: state.step, steps, loss, gradientNorm, terms, secondsLeft });
   }
   if (options.curvePath) await writeCurve(options.curvePath, state.curve);
   const { parameters: last, average, best, curve } = state;

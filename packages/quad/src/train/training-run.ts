@@ -1,4 +1,3 @@
-import { createHash } from "node:crypto";
 import { existsSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { totalmem } from "node:os";
@@ -6,6 +5,7 @@ import { basename, dirname, join, resolve } from "node:path";
 import { InputError } from "@quad-lora/base";
 import type { Model } from "@quad-lora/onnx";
 import { findLayers, type Layer } from "../layers/find-layers.ts";
+import { mean } from "../metrics/mean.ts";
 import { loadComponent, type ModelFolder, openModelFolder, readScheduler } from "../model/model-folder.ts";
 import { pictureSize } from "../model/picture-size.ts";
 import type { TrainingCurve } from "./checkpoint.ts";
@@ -14,44 +14,10 @@ import { type DenoiserGraph, type DenoiserGraphOptions, parametersName } from ".
 import { diffusionBatches, validationBatches } from "./diffusion-batches.ts";
 import { type EncodedDataset, encodeDataset } from "./encode-dataset.ts";
 import { chooseLayers } from "./factors.ts";
+import type { CompleteOptions } from "./options.ts";
+import { constantsOf, hashOf, identityOf, type TrainingData } from "./run-identity.ts";
 import { LossSession, TrainingSession } from "./training-graph.ts";
-import { type TrainingProgress, trainingLoop } from "./training-loop.ts";
-
-/** What training a LoRA and training weights have in common. */
-export interface TrainOptions {
-  /** Folder of training pictures, see `readTrainingFolder`. */
-  pairs: string;
-  /** File or folder to write. */
-  out: string;
-  /** See `chooseLayers`. */
-  layers?: string;
-  steps?: number;
-  batch?: number;
-  learningRate?: number;
-  warmup?: number;
-  weightDecay?: number;
-  clipNorm?: number;
-  /** Decay of the parameters' moving average, which is what is written; 0 writes the last parameters. */
-  averageDecay?: number;
-  captionDropout?: number;
-  /** Adds every example mirrored. */
-  flip?: boolean;
-  /** Pixels, `[height, width]`; default: what the model was trained with. */
-  size?: readonly [height: number, width: number];
-  /** Folder of pictures kept out of training: the parameters with the least loss on them are written. */
-  validation?: string;
-  /** Steps between two measurements on `validation`. */
-  validateEvery?: number;
-  seed?: number;
-  /** Recompute activations in this many segments: less memory, more time. "auto": only where memory is short. */
-  segments?: number | "auto";
-  checkpointEvery?: number;
-  threads?: number;
-  signal?: AbortSignal;
-  onStage?: (stage: string, done: number, total: number) => void;
-  onProgress?: (progress: TrainingProgress) => void;
-  onWarning?: (message: string) => void;
-}
+import { type TrainingResult, trainingLoop } from "./training-loop.ts";
 
 /** What a training run wrote, and how it went. */
 export interface TrainResult {
@@ -70,27 +36,6 @@ export interface TrainResult {
   /** JSON with the loss by step. */
   curvePath: string;
 }
-
-/** Defaults of {@link TrainOptions}. */
-export const runDefaults = {
-  layers: "attention,feed-forward",
-  steps: 1500,
-  batch: 8,
-  learningRate: 1e-3,
-  warmup: 50,
-  weightDecay: 0.01,
-  clipNorm: 1,
-  averageDecay: 0.995,
-  captionDropout: 0.1,
-  flip: false,
-  validateEvery: 200,
-  seed: 0,
-  segments: "auto",
-  checkpointEvery: 100,
-  threads: 2,
-} as const;
-
-export type CompleteOptions = TrainOptions & Required<Pick<TrainOptions, keyof typeof runDefaults>>;
 
 /** A graph to train, where training starts, and how the result becomes a file. */
 export interface Trainee {
@@ -124,22 +69,60 @@ export async function runTraining(
   build: TraineeBuilder,
   isExposed = false,
 ): Promise<TrainResult> {
-  const { seed, batch, threads, signal, learningRate, steps, warmup, averageDecay, weightDecay, clipNorm } = options;
   const folder = await openModelFolder(modelPath);
-  if (folder.denoiser !== "unet") {
-    throw new InputError({ what: "only UNets can be trained", file: folder.path });
-  }
-  if (existsSync(join(folder.path, "slots.json")) !== isExposed) {
-    throw new InputError({
-      what: isExposed ? "the model has no adapter inputs" : "the model has adapter inputs already",
-      file: folder.path,
-      fix: isExposed
-        ? "Give the exposed folder that the profile belongs to."
-        : "Give the original model folder, as it was before quad expose; or a profile too, to train on the quantized base.",
-    });
-  }
+  refuseUnfit(folder, isExposed);
   const model = loadComponent(folder, "unet");
-  const candidates = chooseLayers(findLayers(model).layers, options.layers);
+  const layers = chooseLayers(findLayers(model).layers, options.layers);
+  const data = await encodeData(folder, model, options);
+
+  options.onProgress?.("building the training graph", 0, 1);
+  // Building edits the model.
+  const base = hashOf(constantsOf(model));
+  const trainee = await build({ folder, model, layers }, graphOptionsOf(options, data.train));
+  const noise = await readScheduler(folder.path);
+  const identity = identityOf(
+    options,
+    { segments: trainee.graph.segments, parts: [...trainee.identity, base] },
+    noise.scheduler,
+    data,
+  );
+  options.onProgress?.("building the training graph", 1, 1);
+
+  const files = filesOf(options.out);
+  const result = await trainTrainee(trainee, data, { ...noise, identity, files, options });
+  await trainee.write(result.parameters, metadataOf(options, data.train));
+  await rm(files.checkpoint, { force: true });
+  return {
+    out: options.out,
+    layers: trainee.layers.length,
+    parameters: trainee.graph.training.size,
+    examples: data.train.examples.length,
+    steps: options.steps,
+    resumedFrom: result.resumedFrom,
+    segments: trainee.graph.segments,
+    loss: lastLoss(result.curve),
+    best: result.best && { step: result.best.step, value: result.best.value },
+    curve: result.curve,
+    curvePath: files.curve,
+  };
+}
+
+function refuseUnfit({ path: file, denoiser }: ModelFolder, isExposed: boolean): void {
+  if (denoiser !== "unet") {
+    throw new InputError({ what: "only UNets can be trained", file, fix: "Give a model folder with a UNet." });
+  }
+  if (existsSync(join(file, "slots.json")) === isExposed) return;
+  throw new InputError({
+    what: isExposed ? "the model has no adapter inputs" : "the model has adapter inputs already",
+    file,
+    fix: isExposed
+      ? "Give the exposed folder that the profile belongs to."
+      : "Give the original model folder, as it was before quad expose; or a profile too, to train on the quantized base.",
+  });
+}
+
+async function encodeData(folder: ModelFolder, model: Model, options: CompleteOptions): Promise<TrainingData> {
+  const { signal, onProgress } = options;
   const channels = sampleChannels(model);
   const size = await pictureSize(folder.path, options.size);
   const encode = async (path: string, stage: string, flip: boolean) => {
@@ -148,90 +131,75 @@ export async function runTraining(
       const names = `${uncaptioned.slice(0, 3).join(", ")}${uncaptioned.length > 3 ? ", ..." : ""}`;
       options.onWarning?.(`${uncaptioned.length} of ${examples.length} pictures in ${path} have no caption: ${names}`);
     }
-    return encodeDataset(folder.path, examples, {
-      ...{ channels, size, flip },
-      signal,
-      onProgress: (done, total) => options.onStage?.(stage, done, total),
-    });
+    return encodeDataset(folder.path, examples, { channels, size, flip, stage, signal, onProgress });
   };
-  const dataset = await encode(options.pairs, "encoding", options.flip);
-  const held = options.validation ? await encode(options.validation, "encoding validation", false) : null;
+  const train = await encode(options.pairs, "encoding", options.flip);
+  return { train, held: options.validation ? await encode(options.validation, "encoding validation", false) : null };
+}
 
-  options.onStage?.("building the training graph", 0, 1);
-  const { height, width, tokens } = dataset;
-  const base = hashOf(constantsOf(model));
-  const { graph, initial, identity, layers, write } = await build(
-    { folder, model, layers: candidates },
-    {
-      ...{ batch, height, width, tokens, clipNorm, weightDecay },
-      segments: options.segments,
-      memoryLimit: memoryShare * totalmem(),
-    },
-  );
-  const { scheduler, schedulerFile } = await readScheduler(folder.path);
-  const { captionDropout, validateEvery } = options;
+function graphOptionsOf(
+  { batch, clipNorm, weightDecay, segments }: CompleteOptions,
+  { height, width, tokens }: EncodedDataset,
+): DenoiserGraphOptions {
+  const memoryLimit = memoryShare * totalmem();
+  return { batch, height, width, tokens, clipNorm, weightDecay, segments, memoryLimit };
+}
+
+/** Files beside what is written. */
+function filesOf(path: string): { checkpoint: string; curve: string } {
+  const out = resolve(path);
+  return {
+    checkpoint: join(dirname(out), `${basename(out)}.checkpoint`),
+    curve: `${out.replace(/\.safetensors$/, "")}.loss.json`,
+  };
+}
+
+interface RunSettings extends Awaited<ReturnType<typeof readScheduler>> {
+  identity: string;
+  files: ReturnType<typeof filesOf>;
+  options: CompleteOptions;
+}
+
+async function trainTrainee(
+  { graph, initial }: Trainee,
+  { train, held }: TrainingData,
+  { scheduler, schedulerFile, identity, files, options }: RunSettings,
+): Promise<TrainingResult> {
+  const { seed, batch, threads, learningRate, steps, warmup, averageDecay, signal, onProgress } = options;
+  const { captionDropout, validateEvery, checkpointEvery } = options;
   const batchOptions = { batch, seed, scheduler, schedulerFile, timestep: graph.timestep };
-  const source = diffusionBatches(dataset, { ...batchOptions, captionDropout });
-  const settings = { batch, seed, learningRate, steps, warmup, averageDecay, threads, weightDecay, clipNorm };
-  const runIdentity = hashOf([
-    JSON.stringify({ ...settings, captionDropout, validateEvery, scheduler, segments: graph.segments }),
-    ...identity,
-    base,
-    ...dataBytes(dataset),
-    ...(held ? dataBytes(held) : []),
-  ]);
-  options.onStage?.("building the training graph", 1, 1);
-
-  const out = resolve(options.out);
-  const checkpoint = join(dirname(out), `${basename(out)}.checkpoint`);
-  const curvePath = `${out.replace(/\.safetensors$/, "")}.loss.json`;
   const session = await TrainingSession.open(graph.training, parametersName, threads);
   const measuring = held ? await LossSession.open(graph.forward, parametersName, threads) : null;
   try {
     const batches = held ? validationBatches(held, batchOptions) : [];
-    const evaluate = async (parameters: Float32Array) => {
-      let sum = 0;
-      for (const tensors of batches) sum += await measuring!.loss(parameters, tensors);
-      return sum / batches.length;
-    };
-    const result = await trainingLoop(session, initial, source, {
-      ...{ steps, learningRate, warmup, averageDecay, seed, curvePath },
-      checkpoint: { path: checkpoint, every: options.checkpointEvery, identity: runIdentity },
+    const evaluate = (parameters: Float32Array) => measuring!.meanLoss(parameters, batches);
+    return await trainingLoop(session, initial, diffusionBatches(train, { ...batchOptions, captionDropout }), {
+      ...{ steps, learningRate, warmup, averageDecay, seed, curvePath: files.curve },
+      checkpoint: { path: files.checkpoint, every: checkpointEvery, identity },
       ...(measuring ? { evaluation: { every: validateEvery, evaluate } } : {}),
       signal,
-      onProgress: options.onProgress,
+      onStep: ({ step }) => onProgress?.("training", step, steps),
     });
-    await write(result.parameters, {
-      ss_steps: String(steps),
-      ss_learning_rate: String(learningRate),
-      ss_seed: String(seed),
-      ss_num_train_images: String(dataset.examples.length),
-      ss_total_batch_size: String(batch),
-    });
-    await rm(checkpoint, { force: true });
-    const { losses } = result.curve;
-    const tail = losses.slice(-Math.max(1, Math.ceil(losses.length / 10)));
-    return {
-      out: options.out,
-      layers: layers.length,
-      parameters: graph.training.size,
-      examples: dataset.examples.length,
-      steps,
-      resumedFrom: result.resumedFrom,
-      segments: graph.segments,
-      loss: tail.reduce((sum, loss) => sum + loss, 0) / tail.length,
-      best: result.best && { step: result.best.step, value: result.best.value },
-      curve: result.curve,
-      curvePath,
-    };
   } finally {
     await session.release();
     await measuring?.release();
   }
 }
 
-export function withoutUndefined<Options extends object>(options: Options): Options {
-  return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as Options;
+/** As kohya's scripts name what a LoRA file says about its training. */
+function metadataOf({ steps, learningRate, seed, batch }: CompleteOptions, { examples }: EncodedDataset) {
+  return {
+    ss_steps: String(steps),
+    ss_learning_rate: String(learningRate),
+    ss_seed: String(seed),
+    ss_num_train_images: String(examples.length),
+    ss_total_batch_size: String(batch),
+  };
+}
+
+/** Mean over the last tenth of the steps. */
+function lastLoss({ losses }: TrainingCurve): number {
+  return mean(losses.slice(-Math.max(1, Math.ceil(losses.length / 10))));
 }
 
 function sampleChannels(model: Model): number {
@@ -243,32 +211,4 @@ function sampleChannels(model: Model): number {
     file: model.file,
     where: "sample",
   });
-}
-
-/** The graph's weights, wherever they lie. */
-function* constantsOf({ graph }: Model): Generator<Uint8Array | string> {
-  for (const { name, initializer } of graph.initializers) {
-    yield name;
-    yield initializer!.bytes();
-  }
-}
-
-function* dataBytes({ examples, texts }: EncodedDataset): Generator<Uint8Array | string> {
-  for (const { latents, conditioning, caption } of examples) {
-    yield bytesOf(latents);
-    yield bytesOf(conditioning);
-    yield caption;
-  }
-  for (const states of texts.values()) yield bytesOf(states);
-}
-
-export function bytesOf({ buffer, byteOffset, byteLength }: Float32Array): Uint8Array {
-  return new Uint8Array(buffer, byteOffset, byteLength);
-}
-
-/** SHA-256 of all parts one after the other, as hexadecimal digits. */
-export function hashOf(parts: Iterable<Uint8Array | string>): string {
-  const sum = createHash("sha256");
-  for (const part of parts) sum.update(part);
-  return sum.digest("hex");
 }

@@ -1,4 +1,4 @@
-import { isFloat, type Model, type Node, tensorType, type Value } from "@quad-lora/onnx";
+import { elementCount, isFloat, type Model, type Node, tensorType, type Value } from "@quad-lora/onnx";
 import { SeededRandom } from "@quad-lora/runtime";
 import type { Layer } from "../layers/find-layers.ts";
 import { buildDenoiserGraph, checkDenoiser, type DenoiserGraph, type DenoiserGraphOptions } from "./denoiser-graph.ts";
@@ -131,8 +131,8 @@ function learnedBehind(value: Value | null | undefined): Value | null {
 /** Values that one value of the result is a sum over. */
 function fanInOf(node: Node, index: number, { initializer }: Value): number {
   const { dims } = initializer!;
-  if (node.opType === "Conv") return dims.slice(1).reduce((a, b) => a * b, 1);
-  if (node.opType === "ConvTranspose") return dims.reduce((a, b) => a * b, 1) / dims[1];
+  if (node.opType === "Conv") return elementCount(dims.slice(1));
+  if (node.opType === "ConvTranspose") return elementCount(dims) / dims[1];
   let isTransposed = node.opType === "Gemm" && node.int("transB", 0) === 1;
   for (let value = node.inputs[index]; value?.producer; value = value.producer.inputs[0]) {
     if (value.producer.opType === "Transpose") isTransposed = !isTransposed;

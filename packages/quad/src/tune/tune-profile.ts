@@ -3,26 +3,27 @@ import { rm } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { InputError } from "@quad-lora/base";
 import type { TensorData } from "@quad-lora/runtime";
-import { rowsPerCall } from "../distill/teacher-batches.ts";
+import { refuseOtherSize, rowsPerCall } from "../distill/teacher-batches.ts";
 import { ExposedModel } from "../exposed/exposed-model.ts";
 import { encodeAdapter } from "../factors/encode-factors.ts";
 import { hashFile } from "../files/hash.ts";
 import { decibels } from "../metrics/index.ts";
-import { describeShape, isSameSize } from "../model/denoiser.ts";
-import { alignBatches, shapeOf } from "../model/denoiser-calls.ts";
+import { mean } from "../metrics/mean.ts";
+import { alignBatches } from "../model/denoiser-calls.ts";
 import { readScheduler } from "../model/model-folder.ts";
 import { type Profile, readProfile, writeProfile } from "../records/profile.ts";
 import { readTrajectory, type Trajectory } from "../records/trajectory.ts";
 import type { TuneSettings } from "../settings/tune.ts";
 import type { TrainingCurve } from "../train/checkpoint.ts";
 import { LossSession, TrainingSession } from "../train/training-graph.ts";
-import { type TrainingProgress, trainingLoop } from "../train/training-loop.ts";
-import { buildRangeGraph, rangeParameters } from "./range-graph.ts";
+import { trainingLoop } from "../train/training-loop.ts";
+import type { StageOptions } from "../work/progress.ts";
+import { buildRangeGraph, type RangeGraph, rangeParameters } from "./range-graph.ts";
 import { withFactors } from "./range-groups.ts";
-import { factorTensors, taskBatches } from "./task-batches.ts";
+import { factorTensors, type TaskBatches, taskBatches } from "./task-batches.ts";
 
 /** What {@link tuneProfile} reads and writes, and how it trains. */
-export interface TuneProfileOptions {
+export interface TuneProfileOptions extends StageOptions {
   /** Folder written by `expose`. */
   exposed: string;
   /** Profile file. */
@@ -34,8 +35,6 @@ export interface TuneProfileOptions {
   settings: TuneSettings;
   /** Folder for the checkpoint, which is removed when the profile is written; default: that of `out`. */
   checkpoints?: string;
-  signal?: AbortSignal;
-  onProgress?: (progress: TrainingProgress) => void;
 }
 
 /** What training the ranges gained, and where its files are. */
@@ -61,101 +60,117 @@ export interface TuneProfileResult {
  * the signal's reason on abort, after a checkpoint was written
  */
 export async function tuneProfile(options: TuneProfileOptions): Promise<TuneProfileResult> {
-  const { exposed, settings, signal } = options;
+  const { exposed, settings } = options;
+  if (settings.steps < 1) {
+    throw new InputError({ what: "there is nothing to do in 0 steps", where: "tune.steps", expected: "1 or more" });
+  }
   const profile = await readProfile(options.profile);
   const model = await ExposedModel.open(exposed);
-  const { slots } = model;
+  await model.refuse(profile, options.profile);
   const trajectories = alignBatches(await Promise.all(options.trajectories.map(readTrajectory)));
-  await refuseProfile(options, profile, model, trajectories);
-  const { batch: calls, threads, validationShare } = settings;
-  const perCall = rowsPerCall(trajectories[0]);
-  const { rank, tensors, hashes } = await encodedFactors(model, profile, trajectories);
-  const prepared = await model.prepare({ ...profile.shape, batch: calls * perCall });
-  const { training, forward, groups, timestep, batchInputs } = await buildRangeGraph(prepared, slots, profile, {
-    ...{ calls, rank, rowsPerCall: perCall, weightDecay: 0 },
-    ...{ reconstruction: settings.reconstruction, guided: settings.guided, clipNorm: settings.clipNorm },
-    ...(settings.segments > 1 ? { segments: settings.segments } : {}),
-  });
-  const { scheduler, schedulerFile } = await readScheduler(exposed);
-  const batches = taskBatches(trajectories, tensors, {
-    ...{ calls, validationShare, scheduler, schedulerFile, timestep, batchInputs },
-  });
+  const what = "the calibration pictures have another size than the profile is for";
+  refuseOtherSize(profile, trajectories, what, options.profile);
 
-  const { out } = options;
+  const { rank, tensors, hashes } = await encodedFactors(model, profile, trajectories);
+  const graph = await makeGraph(settings, model, profile, rank, rowsPerCall(trajectories[0]));
+  const { timestep, batchInputs, groups } = graph;
+  const batches = taskBatches(trajectories, tensors, {
+    ...{ calls: settings.batch, validationShare: settings.validationShare, timestep, batchInputs },
+    ...(await readScheduler(exposed)),
+  });
+  const files = await filesOf(options, profile, hashes);
+  const { result, tasks, secondsPerStep } = await trainRanges(graph, batches, files, options);
+  const tuned: Profile = {
+    ...withFactors(profile, groups, result.parameters),
+    tuned: { steps: settings.steps, bestStep: result.best!.step, tasks },
+  };
+  await writeProfile(options.out, tuned);
+  await rm(files.checkpoint.path, { force: true });
+  return {
+    profile: tuned,
+    file: options.out,
+    parameters: groups.length,
+    trainingCalls: batches.trainingCalls,
+    resumedFrom: result.resumedFrom,
+    secondsPerStep,
+    curvePath: files.curve,
+    curve: result.curve,
+  };
+}
+
+async function makeGraph(
+  { batch: calls, reconstruction, guided, clipNorm, segments }: TuneSettings,
+  model: ExposedModel,
+  profile: Profile,
+  rank: number,
+  perCall: number,
+): Promise<RangeGraph> {
+  const prepared = await model.prepare({ ...profile.shape, batch: calls * perCall });
+  return buildRangeGraph(prepared, model.slots, profile, {
+    ...{ calls, rank, rowsPerCall: perCall, weightDecay: 0, reconstruction, guided, clipNorm },
+    ...(segments > 1 ? { segments } : {}),
+  });
+}
+
+interface RunFiles {
+  curve: string;
+  checkpoint: { path: string; identity: string };
+}
+
+/** Files beside the profile to write. @param hashes - of the adapters */
+async function filesOf(
+  { out, settings, trajectories, checkpoints }: TuneProfileOptions,
+  profile: Profile,
+  hashes: Readonly<Record<string, string>>,
+): Promise<RunFiles> {
   const name = basename(out).replace(/\.json$/, "");
-  const curvePath = join(dirname(out), `${name}.loss.json`);
   const identity = createHash("sha256")
-    .update(JSON.stringify([settings, profile, hashes, await Promise.all(options.trajectories.map(hashFile))]))
+    .update(JSON.stringify([settings, profile, hashes, await Promise.all(trajectories.map(hashFile))]))
     .digest("hex");
-  const path = join(options.checkpoints ?? dirname(out), `${name}-${identity.slice(0, 16)}.checkpoint`);
+  const path = join(checkpoints ?? dirname(out), `${name}-${identity.slice(0, 16)}.checkpoint`);
+  return { curve: join(dirname(out), `${name}.loss.json`), checkpoint: { path, identity } };
+}
+
+/** @returns also every task's signal to noise before and after, on what was kept out of training */
+async function trainRanges(
+  { training, forward, groups }: RangeGraph,
+  { source, validation }: TaskBatches,
+  files: RunFiles,
+  { settings, signal, onProgress }: TuneProfileOptions,
+) {
+  const { steps, learningRate, warmup, averageDecay, seed, validateEvery, checkpointEvery, threads } = settings;
   const session = await TrainingSession.open(training, rangeParameters, threads);
   const measuring = await LossSession.open(forward, rangeParameters, threads);
   try {
-    const initial = new Float32Array(groups.length);
     const measure = async (parameters: Float32Array) => {
       const noise = new Map<string, number>();
-      for (const [task, held] of batches.validation) noise.set(task, await meanLoss(measuring, parameters, held));
+      for (const [task, held] of validation) noise.set(task, await measuring.meanLoss(parameters, held));
       return noise;
     };
+    const initial = new Float32Array(groups.length);
     const started = performance.now();
-    const { steps, learningRate, warmup, averageDecay, seed, validateEvery, checkpointEvery } = settings;
-    const result = await trainingLoop(session, initial, batches.source, {
-      ...{ steps, learningRate, warmup, averageDecay, seed, curvePath },
-      checkpoint: { path, every: checkpointEvery, identity },
+    const result = await trainingLoop(session, initial, source, {
+      ...{ steps, learningRate, warmup, averageDecay, seed, curvePath: files.curve },
+      checkpoint: { ...files.checkpoint, every: checkpointEvery },
       evaluation: {
         ...{ every: validateEvery, atStart: true },
         evaluate: async (parameters) => mean([...(await measure(parameters)).values()]),
       },
       signal,
-      onProgress: options.onProgress,
+      onStep: ({ step, loss }) => onProgress?.("training ranges", step, steps, `${decibels(loss).toFixed(1)} dB`),
     });
     const seconds = (performance.now() - started) / 1000;
-    const before = await measure(initial);
-    const after = await measure(result.parameters);
+    const [before, after] = [await measure(initial), await measure(result.parameters)];
     const tasks = [...before].map(([task, noise]) => [
       task,
       { sqnrBefore: decibels(noise), sqnrAfter: decibels(after.get(task)!) },
     ]);
-    const tuned: Profile = {
-      ...withFactors(profile, groups, result.parameters),
-      tuned: { steps, bestStep: result.best!.step, tasks: Object.fromEntries(tasks) },
-    };
-    await writeProfile(out, tuned);
-    await rm(path, { force: true });
-    return {
-      profile: tuned,
-      file: out,
-      parameters: groups.length,
-      trainingCalls: batches.trainingCalls,
-      resumedFrom: result.resumedFrom,
-      secondsPerStep: seconds / Math.max(1, steps - result.resumedFrom),
-      curvePath,
-      curve: result.curve,
-    };
+    const secondsPerStep = seconds / Math.max(1, steps - result.resumedFrom);
+    return { result, tasks: Object.fromEntries(tasks) as NonNullable<Profile["tuned"]>["tasks"], secondsPerStep };
   } finally {
     await session.release();
     await measuring.release();
   }
-}
-
-async function refuseProfile(
-  { profile: file, settings }: TuneProfileOptions,
-  profile: Profile,
-  model: ExposedModel,
-  trajectories: readonly Trajectory[],
-): Promise<void> {
-  if (settings.steps < 1) {
-    throw new InputError({ what: "there is nothing to do in 0 steps", where: "tune.steps", expected: "1 or more" });
-  }
-  await model.refuse(profile, file);
-  const recorded = shapeOf(trajectories);
-  if (isSameSize(recorded, profile.shape)) return;
-  throw new InputError({
-    what: "the calibration pictures have another size than the profile is for",
-    file,
-    expected: describeShape(profile.shape),
-    got: describeShape(recorded),
-  });
 }
 
 /** Every task's values for the adapter inputs, on the profile's grids and of one rank, and hashes of where they are from. */
@@ -174,18 +189,4 @@ async function encodedFactors(model: ExposedModel, profile: Profile, trajectorie
     if (given) hashes[name] = await hashFile(model.factorPath(name));
   }
   return { rank, tensors, hashes };
-}
-
-async function meanLoss(
-  session: LossSession,
-  parameters: Float32Array,
-  batches: readonly Readonly<Record<string, TensorData>>[],
-): Promise<number> {
-  const losses: number[] = [];
-  for (const tensors of batches) losses.push(await session.loss(parameters, tensors));
-  return mean(losses);
-}
-
-function mean(values: readonly number[]): number {
-  return values.reduce((sum, value) => sum + value, 0) / values.length;
 }

@@ -1,61 +1,49 @@
-import { createHash } from "node:crypto";
-import { existsSync } from "node:fs";
-import { mkdir, readdir, rename, rm } from "node:fs/promises";
-import { join } from "node:path";
+import type { StageOptions } from "./progress.ts";
 
-/** Changes whenever a stage's meaning changes, so that results of older programs are made again. */
-const stageVersion = 1;
+/** What JSON can say: a stage's input can be written down, hashed and sent to another process. */
+export type Json = null | boolean | number | string | readonly Json[] | { readonly [key: string]: Json | undefined };
 
-/** Where a stage's artefacts are, and whether they were there already. */
+/** What a stage that runs is given besides its input. */
+export interface StageContext extends StageOptions {
+  onWarning?: (text: string) => void;
+  /**
+   * Folder of the step's own that outlasts an interruption, for what it needs to go on where it stopped; gone when the result is
+   * there. It need not exist.
+   */
+  checkpoints: string;
+  /**
+   * Something costly, such as an open model, that steps of one stage share as long as they follow one another; whoever runs
+   * them disposes of it.
+   */
+  share<T extends Disposable>(key: string, open: () => Promise<T>): Promise<T>;
+}
+
+/** What can be shared by steps. */
+export interface Disposable {
+  dispose(): Promise<void>;
+}
+
+/** A kind of work: from a JSON input, in which files are named by absolute paths, to a folder. Same input, same bytes. */
+export interface Stage<Input> {
+  /** Letters, digits and dashes. */
+  readonly name: string;
+  /** Changes whenever the same input gives another result: results of older programs are then made again. */
+  readonly version: number;
+  /** Writes the result into an empty folder, which gets its name when this is done. */
+  run(input: Input, folder: string, context: StageContext): Promise<void>;
+  /** For stages that also write elsewhere: whether what a result stands for is still there. */
+  isCurrent?(input: Input, folder: string): Promise<boolean>;
+}
+
+/** Stages as those take them who do not know their inputs. */
+export type AnyStage = Stage<never>;
+
+/** Where a step's result is, and whether it was there already. */
 export interface StageResult {
-  /** Folder with the stage's artefacts. */
+  /** Folder with the artefacts. */
   folder: string;
-  /** Content hash of everything the artefacts depend on: later stages include it in theirs. */
+  /** Content hash of everything that they depend on. */
   key: string;
   /** Whether an earlier run's result was used. */
   reused: boolean;
-}
-
-/**
- * Runs a stage unless its result is there already. A result is named after the hash of its inputs and appears under that
- * name only when complete: a build that was killed continues with the first stage that is missing.
- * @param inputs - everything the result depends on, as JSON: options, file hashes, keys of earlier stages
- * @param run - writes the artefacts into the folder it is given
- * @param isValid - for stages that write elsewhere: whether that is still what the folder says
- */
-export async function runStage(
-  work: string,
-  name: string,
-  inputs: unknown,
-  run: (folder: string) => Promise<void>,
-  isValid: (folder: string) => Promise<boolean> = async () => true,
-): Promise<StageResult> {
-  const key = createHash("sha256")
-    .update(JSON.stringify([stageVersion, name, inputs]))
-    .digest("hex");
-  const folder = join(work, `${name}-${key.slice(0, 16)}`);
-  if (existsSync(folder)) {
-    if (await isValid(folder)) return { folder, key, reused: true };
-    await rm(folder, { recursive: true });
-  }
-  const temporary = `${folder}.tmp`;
-  await rm(temporary, { recursive: true, force: true });
-  await mkdir(temporary, { recursive: true });
-  try {
-    await run(temporary);
-    await rename(temporary, folder);
-  } catch (error) {
-    await rm(temporary, { recursive: true, force: true });
-    throw error;
-  }
-  return { folder, key, reused: false };
-}
-
-/** Removes results of the named stages that no longer belong to the current build. */
-export async function removeStale(work: string, current: readonly StageResult[]): Promise<void> {
-  const kept = new Set(current.map(({ folder }) => folder));
-  for (const entry of await readdir(work).catch(() => [])) {
-    const folder = join(work, entry);
-    if (/-[0-9a-f]{16}(\.tmp)?$/.test(entry) && !kept.has(folder)) await rm(folder, { recursive: true, force: true });
-  }
 }

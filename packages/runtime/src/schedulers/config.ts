@@ -1,5 +1,5 @@
-import { InputError } from "@quad-lora/base";
-import { z } from "zod";
+import { checkValue, InputError } from "@quad-lora/base";
+import * as z from "zod/mini";
 import type { SchedulerDefinition } from "./definition.ts";
 import type { PredictionType } from "./scheduler.ts";
 
@@ -58,12 +58,12 @@ export function checkConfig(
     });
   }
   refuseUnread(definition, definitions, given, file);
-  const parsed = z.object(definition.options).safeParse(given);
-  if (!parsed.success) throw wrongValue(parsed.error.issues[0], given, file);
-  checkBetas(parsed.data, file);
+  const { data, issue } = checkValue(z.object(definition.options), given);
+  if (issue) throw wrongValue(issue, given, file);
+  checkBetas(data, file);
   return {
     definition,
-    config: { ...(parsed.data as Omit<CommonConfig, "_class_name">), _class_name: name as string },
+    config: { ...(data as Omit<CommonConfig, "_class_name">), _class_name: name as string },
   };
 }
 
@@ -80,7 +80,7 @@ function refuseUnread(
     definitions.flatMap((definition) => [...Object.keys(definition.options), ...(definition.inert ?? [])]),
   );
   for (const [key, value] of Object.entries(given)) {
-    if (key in options || inert?.includes(key) || key.startsWith("_") || value === false) continue;
+    if (Object.hasOwn(options, key) || inert?.includes(key) || key.startsWith("_") || value === false) continue;
     if (changesPicture.test(key)) {
       throw new InputError({
         what: `${given._class_name} does not implement ${key} here`,

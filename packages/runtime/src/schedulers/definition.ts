@@ -1,9 +1,8 @@
-import { z } from "zod";
-import type { Level } from "./noise-schedule.ts";
-import type { PredictionType, Scheduler } from "./scheduler.ts";
+import * as z from "zod/mini";
+import type { Level, PredictionType, Scheduler } from "./scheduler.ts";
 
 /** A configuration that has been checked against a definition's options. */
-export type OptionsOf<Shape extends z.ZodRawShape> = z.output<z.ZodObject<Shape>>;
+export type OptionsOf<Shape extends z.core.$ZodShape> = z.output<z.ZodMiniObject<Shape>>;
 
 /** One trajectory to make. */
 export interface ScheduleRequest {
@@ -18,11 +17,14 @@ export interface ScheduleRequest {
 }
 
 /** All that there is to say about one scheduler; a file of its own exports it, and `index.ts` lists it. */
-export interface SchedulerDefinition<Shape extends z.ZodRawShape = z.ZodRawShape> {
+export interface SchedulerDefinition<Shape extends z.core.$ZodShape = z.core.$ZodShape> {
   /** Values of `_class_name` in diffusers that it implements. */
   readonly classes: readonly string[];
   /** Keys of the configuration that have an effect: the values that are implemented, and the defaults of the class. */
-  readonly options: Shape & { num_train_timesteps: z.ZodType<number>; prediction_type: z.ZodType<PredictionType> };
+  readonly options: Shape & {
+    num_train_timesteps: z.core.$ZodType<number>;
+    prediction_type: z.core.$ZodType<PredictionType>;
+  };
   /** Keys that the class has and that do nothing here, because what they belong to is refused. */
   readonly inert?: readonly string[];
   /** Noise levels by training timestep; outside the schedule the function throws a RangeError. */
@@ -32,60 +34,60 @@ export interface SchedulerDefinition<Shape extends z.ZodRawShape = z.ZodRawShape
 }
 
 /** Checks a definition against its own options, and lets it stand in a list with others. */
-export function defineScheduler<Shape extends z.ZodRawShape>(
+export function defineScheduler<Shape extends z.core.$ZodShape>(
   definition: SchedulerDefinition<Shape>,
 ): SchedulerDefinition {
   return definition as unknown as SchedulerDefinition;
 }
 
-const positive = z.number().positive();
+const positive = z.number().check(z.positive());
 
 /** Every scheduler has these. */
 export const trainingOptions = {
-  num_train_timesteps: z.number().int().min(2).default(1000),
-  prediction_type: z.enum(["epsilon", "v_prediction", "sample", "flow_prediction"]).default("epsilon"),
+  num_train_timesteps: z._default(z.int().check(z.minimum(2), z.maximum(100_000)), 1000),
+  prediction_type: z._default(z.enum(["epsilon", "v_prediction", "sample", "flow_prediction"]), "epsilon"),
 };
 
 /** The training schedule of variance-preserving processes, with diffusers' most common defaults. */
 export const betaOptions = {
   ...trainingOptions,
-  prediction_type: z.enum(["epsilon", "v_prediction", "sample"]).default("epsilon"),
-  beta_start: positive.lt(1).default(0.0001),
-  beta_end: positive.lt(1).default(0.02),
-  beta_schedule: z.enum(["linear", "scaled_linear", "squaredcos_cap_v2"]).default("linear"),
+  prediction_type: z._default(z.enum(["epsilon", "v_prediction", "sample"]), "epsilon"),
+  beta_start: z._default(positive.check(z.lt(1)), 0.0001),
+  beta_end: z._default(positive.check(z.lt(1)), 0.02),
+  beta_schedule: z._default(z.enum(["linear", "scaled_linear", "squaredcos_cap_v2"]), "linear"),
   /** One beta per training timestep; replaces `beta_start`, `beta_end` and `beta_schedule`. */
-  trained_betas: z.array(z.number().min(0).max(1)).optional(),
+  trained_betas: z.optional(z.array(z.number().check(z.minimum(0), z.maximum(1)))),
 };
 
-export const zeroSnrOptions = { rescale_betas_zero_snr: z.boolean().default(false) };
+export const zeroSnrOptions = { rescale_betas_zero_snr: z._default(z.boolean(), false) };
 
 /** @param spacing - the default of the class */
 export function spacingOptions(spacing: "leading" | "linspace" | "trailing") {
   return {
-    timestep_spacing: z.enum(["leading", "linspace", "trailing"]).default(spacing),
+    timestep_spacing: z._default(z.enum(["leading", "linspace", "trailing"]), spacing),
     /** Added to every timestep of the "leading" spacing. */
-    steps_offset: z.number().int().min(0).default(0),
+    steps_offset: z._default(z.int().check(z.minimum(0)), 0),
   };
 }
 
 /** @param clips - the default of the class */
 export function clipOptions(clips: boolean) {
-  return { clip_sample: z.boolean().default(clips), clip_sample_range: positive.default(1) };
+  return { clip_sample: z._default(z.boolean(), clips), clip_sample_range: z._default(positive, 1) };
 }
 
 /** @param toOne - the default of the class */
 export function lastAlphaOptions(toOne: boolean) {
   /** Whether the cumulative alpha after the last step is 1, or that of timestep 0. */
-  return { set_alpha_to_one: z.boolean().default(toOne) };
+  return { set_alpha_to_one: z._default(z.boolean(), toOne) };
 }
 
 /** Noise levels spread in another way than the timesteps' own. */
 export const sigmaOptions = {
-  use_karras_sigmas: z.boolean().default(false),
-  use_exponential_sigmas: z.boolean().default(false),
+  use_karras_sigmas: z._default(z.boolean(), false),
+  use_exponential_sigmas: z._default(z.boolean(), false),
   /** Bounds of such sigmas; without them, those of the schedule. */
-  sigma_min: positive.optional(),
-  sigma_max: positive.optional(),
+  sigma_min: z.optional(positive),
+  sigma_max: z.optional(positive),
 };
 
 /** DPM-Solver++ and UniPC: multistep solvers in the log signal-to-noise ratio, of diffusion and of flow matching. */
@@ -95,32 +97,32 @@ export const solverOptions = {
   ...spacingOptions("linspace"),
   ...sigmaOptions,
   prediction_type: trainingOptions.prediction_type,
-  solver_order: z.number().int().min(1).max(3).default(2),
-  solver_type: z.enum(["midpoint", "heun", "logrho", "bh1", "bh2"]).optional(),
-  lower_order_final: z.boolean().default(true),
+  solver_order: z._default(z.int().check(z.minimum(1), z.maximum(3)), 2),
+  solver_type: z.optional(z.enum(["midpoint", "heun", "logrho", "bh1", "bh2"])),
+  lower_order_final: z._default(z.boolean(), true),
   /**
    * Noise level after the last step. Diffusers from 0.25 on always writes this key, so a file without it comes
    * from an older version, which meant "sigma_min".
    */
-  final_sigmas_type: z.enum(["zero", "sigma_min"]).optional(),
+  final_sigmas_type: z.optional(z.enum(["zero", "sigma_min"])),
   /** Noise levels of flow matching, whose states are `(1 - sigma) x0 + sigma noise`. */
-  use_flow_sigmas: z.boolean().default(false),
-  flow_shift: positive.default(1),
+  use_flow_sigmas: z._default(z.boolean(), false),
+  flow_shift: z._default(positive, 1),
 };
 
 /** Models that were distilled to few steps: LCM and TCD. */
 export const consistencyOptions = {
   ...betaOptions,
   ...zeroSnrOptions,
-  beta_start: positive.lt(1).default(0.00085),
-  beta_end: positive.lt(1).default(0.012),
-  beta_schedule: betaOptions.beta_schedule.unwrap().default("scaled_linear"),
+  beta_start: z._default(positive.check(z.lt(1)), 0.00085),
+  beta_end: z._default(positive.check(z.lt(1)), 0.012),
+  beta_schedule: z._default(betaOptions.beta_schedule.def.innerType, "scaled_linear"),
   /** Steps of the distillation, among which the timesteps are chosen. */
-  original_inference_steps: z.number().int().min(1).default(50),
+  original_inference_steps: z._default(z.int().check(z.minimum(1), z.maximum(100_000)), 50),
 };
 
 /** For {@link SchedulerDefinition.inert}: clipping by quantiles. */
 export const thresholdingKeys = ["dynamic_thresholding_ratio", "sample_max_value"];
 
 /** An option of which no value is implemented. */
-export const notImplemented = z.undefined().optional();
+export const notImplemented = z.optional(z.undefined());

@@ -1,4 +1,4 @@
-import { z } from "zod";
+import * as z from "zod/mini";
 import {
   defineScheduler,
   notImplemented,
@@ -14,10 +14,10 @@ import { solverSteps } from "./timesteps.ts";
 
 const options = {
   ...solverOptions,
-  algorithm_type: z.literal("dpmsolver++").default("dpmsolver++"),
-  euler_at_final: z.boolean().default(false),
+  algorithm_type: z._default(z.literal("dpmsolver++"), "dpmsolver++"),
+  euler_at_final: z._default(z.boolean(), false),
   /** The schedule starts at the first log signal-to-noise ratio that reaches this. */
-  lambda_min_clipped: z.number().or(z.literal(Number.NEGATIVE_INFINITY)).default(Number.NEGATIVE_INFINITY),
+  lambda_min_clipped: z._default(z.union([z.number(), z.literal(Number.NEGATIVE_INFINITY)]), Number.NEGATIVE_INFINITY),
   /** The variance that a model predicts beside its noise has no use in these algorithms. */
   variance_type: notImplemented,
 };

@@ -1,4 +1,4 @@
-import { z } from "zod";
+import * as z from "zod/mini";
 import {
   betaOptions,
   defineScheduler,
@@ -19,9 +19,9 @@ const options = {
   ...spacingOptions("linspace"),
   ...sigmaOptions,
   /** Noise level after the last step: none, or the schedule's lowest. */
-  final_sigmas_type: z.enum(["zero", "sigma_min"]).default("zero"),
-  interpolation_type: z.literal("linear").default("linear"),
-  timestep_type: z.literal("discrete").default("discrete"),
+  final_sigmas_type: z._default(z.enum(["zero", "sigma_min"]), "zero"),
+  interpolation_type: z._default(z.literal("linear"), "linear"),
+  timestep_type: z._default(z.literal("discrete"), "discrete"),
 };
 
 export const euler = defineScheduler({

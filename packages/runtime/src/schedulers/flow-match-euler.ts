@@ -1,5 +1,5 @@
 import { InputError } from "@quad-lora/base";
-import { z } from "zod";
+import * as z from "zod/mini";
 import { defineScheduler, type OptionsOf, type ScheduleRequest, sigmaOptions, trainingOptions } from "./definition.ts";
 import { flowLevels, flowMatching, type Level } from "./noise-schedule.ts";
 import { Sampler } from "./sampler.ts";
@@ -9,20 +9,20 @@ import { linspace, respacedSigmas, shiftedSigma } from "./timesteps.ts";
 const options = {
   ...trainingOptions,
   ...sigmaOptions,
-  prediction_type: z.literal("flow_prediction").default("flow_prediction"),
-  shift: z.number().positive().default(1),
+  prediction_type: z._default(z.literal("flow_prediction"), "flow_prediction"),
+  shift: z._default(z.number().check(z.positive()), 1),
   /** A shift that grows with the picture, in place of `shift`. */
-  use_dynamic_shifting: z.boolean().default(false),
-  base_shift: z.number().default(0.5),
-  max_shift: z.number().default(1.15),
-  base_image_seq_len: z.number().positive().default(256),
-  max_image_seq_len: z.number().positive().default(4096),
-  time_shift_type: z.enum(["exponential", "linear"]).default("exponential"),
+  use_dynamic_shifting: z._default(z.boolean(), false),
+  base_shift: z._default(z.number(), 0.5),
+  max_shift: z._default(z.number(), 1.15),
+  base_image_seq_len: z._default(z.number().check(z.positive()), 256),
+  max_image_seq_len: z._default(z.number().check(z.positive()), 4096),
+  time_shift_type: z._default(z.enum(["exponential", "linear"]), "exponential"),
   /** Stretches the noise levels so that the last step starts here. */
-  shift_terminal: z.number().min(0).lt(1).optional(),
+  shift_terminal: z.optional(z.number().check(z.minimum(0), z.lt(1))),
   /** Predicts x0 at every step and adds new noise, in place of a step along the velocity. */
-  stochastic_sampling: z.boolean().default(false),
-  invert_sigmas: z.literal(false).default(false),
+  stochastic_sampling: z._default(z.boolean(), false),
+  invert_sigmas: z._default(z.literal(false), false),
 };
 
 type Config = OptionsOf<typeof options>;

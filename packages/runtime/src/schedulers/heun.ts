@@ -1,3 +1,4 @@
+import * as z from "zod/mini";
 import {
   betaOptions,
   clipOptions,
@@ -18,8 +19,8 @@ const options = {
   ...clipOptions(false),
   ...spacingOptions("linspace"),
   ...sigmaOptions,
-  beta_start: betaOptions.beta_start.unwrap().default(0.00085),
-  beta_end: betaOptions.beta_end.unwrap().default(0.012),
+  beta_start: z._default(betaOptions.beta_start.def.innerType, 0.00085),
+  beta_end: z._default(betaOptions.beta_end.def.innerType, 0.012),
 };
 
 type Config = OptionsOf<typeof options>;

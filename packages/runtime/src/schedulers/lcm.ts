@@ -1,4 +1,4 @@
-import { z } from "zod";
+import * as z from "zod/mini";
 import {
   clipOptions,
   consistencyOptions,
@@ -22,7 +22,7 @@ import { distilledTimesteps } from "./timesteps.ts";
 const options = {
   ...consistencyOptions,
   ...clipOptions(false),
-  timestep_scaling: z.number().positive().default(10),
+  timestep_scaling: z._default(z.number().check(z.positive()), 10),
 };
 
 type Config = OptionsOf<typeof options>;

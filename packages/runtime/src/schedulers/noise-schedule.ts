@@ -1,12 +1,8 @@
 import { InputError } from "@quad-lora/base";
 import type { betaOptions, OptionsOf } from "./definition.ts";
-import type { PredictionType } from "./scheduler.ts";
+import type { Level, PredictionType } from "./scheduler.ts";
 
-/** How much of the original and of the noise a sample `alpha * x0 + sigma * noise` has. */
-export interface Level {
-  readonly alpha: number;
-  readonly sigma: number;
-}
+export type { Level };
 
 /** What {@link createNoiseSchedule} reads. */
 export type BetaConfig = Omit<OptionsOf<typeof betaOptions>, "prediction_type"> & { rescale_betas_zero_snr?: boolean };

@@ -1,5 +1,5 @@
 import { InputError } from "@quad-lora/base";
-import { z } from "zod";
+import * as z from "zod/mini";
 import {
   betaOptions,
   defineScheduler,
@@ -25,9 +25,9 @@ const options = {
   ...betaOptions,
   ...spacingOptions("leading"),
   ...lastAlphaOptions(false),
-  prediction_type: z.enum(["epsilon", "v_prediction"]).default("epsilon"),
+  prediction_type: z._default(z.enum(["epsilon", "v_prediction"]), "epsilon"),
   /** Start with the linear multistep method instead of Runge-Kutta steps. */
-  skip_prk_steps: z.boolean().default(false),
+  skip_prk_steps: z._default(z.boolean(), false),
 };
 
 type Config = OptionsOf<typeof options>;

@@ -4,6 +4,12 @@
  */
 export type PredictionType = "epsilon" | "v_prediction" | "sample" | "flow_prediction";
 
+/** How much of the original and of the noise a sample `alpha * x0 + sigma * noise` has. */
+export interface Level {
+  readonly alpha: number;
+  readonly sigma: number;
+}
+
 /**
  * A sampler of one trajectory from noise to a sample. The caller evaluates the model at every entry of `timesteps`:
  *

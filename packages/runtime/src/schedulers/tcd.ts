@@ -1,4 +1,4 @@
-import { z } from "zod";
+import * as z from "zod/mini";
 import {
   consistencyOptions,
   defineScheduler,
@@ -20,12 +20,12 @@ import { distilledTimesteps } from "./timesteps.ts";
 
 const options = {
   ...consistencyOptions,
-  clip_sample: z.literal(false).default(false),
+  clip_sample: z._default(z.literal(false), false),
   /**
    * The paper's gamma: from 0, no noise, to 1, as much as LCM adds. diffusers takes it from the call, with the same default;
    * Hyper-SD asks for up to 1.
    */
-  eta: z.number().min(0).max(1).default(0),
+  eta: z._default(z.number().check(z.minimum(0), z.maximum(1)), 0),
 };
 
 type Config = OptionsOf<typeof options>;

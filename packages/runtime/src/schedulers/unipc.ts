@@ -1,4 +1,4 @@
-import { z } from "zod";
+import * as z from "zod/mini";
 import {
   defineScheduler,
   notImplemented,
@@ -14,10 +14,10 @@ import { solverSteps } from "./timesteps.ts";
 
 const options = {
   ...solverOptions,
-  predict_x0: z.literal(true).default(true),
+  predict_x0: z._default(z.literal(true), true),
   solver_p: notImplemented,
   /** Steps after which the corrector stays off. */
-  disable_corrector: z.array(z.number().int()).default([]),
+  disable_corrector: z._default(z.array(z.int()), []),
 };
 
 type Config = OptionsOf<typeof options>;

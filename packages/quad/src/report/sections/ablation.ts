@@ -1,3 +1,4 @@
+import { mean } from "../../metrics/mean.ts";
 import type { Ablation } from "../../records/ablation.ts";
 import type { AblationRow } from "../../records/evaluation.ts";
 import { ablationTable } from "../ablation-table.ts";
@@ -34,11 +35,11 @@ function sharesTable(rows: readonly AblationRow[]): Html {
   const sorted = [...rows].sort((a, b) => (a.share ?? 2) - (b.share ?? 2));
   const cells = sorted.map(({ share, narrowLayers, tasks }) => {
     const summaries = Object.entries(tasks);
-    const mean = (pick: (task: AblationRow["tasks"][string]) => number | undefined) => {
+    const overTasks = (pick: (task: AblationRow["tasks"][string]) => number | undefined) => {
       const values = summaries.map(([, summary]) => pick(summary)).filter((value) => value !== undefined);
-      return values.length > 0 ? values.reduce((sum, value) => sum + value, 0) / values.length : null;
+      return values.length > 0 ? mean(values) : null;
     };
-    const metric = (name: string) => mean(({ metrics }) => metrics[name]?.mean);
+    const metric = (name: string) => overTasks(({ metrics }) => metrics[name]?.mean);
     const [worstTask, worst] = summaries.reduce((a, b) => (b[1].metrics.psnr.mean < a[1].metrics.psnr.mean ? b : a));
     const published = share === null ? undefined : paper[Math.round(100 * share)];
     return [
@@ -49,7 +50,7 @@ function sharesTable(rows: readonly AblationRow[]): Html {
       fixed(metric("ssim"), 4),
       fixed(metric("ssimulacra2"), 1),
       significant(metric("lpips")),
-      significant(mean(({ frechetVae }) => frechetVae ?? undefined)),
+      significant(overTasks(({ frechetVae }) => frechetVae ?? undefined)),
       published ? `${published.psnr} / ${published.ssim}` : "",
     ];
   });

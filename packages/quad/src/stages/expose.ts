@@ -1,0 +1,12 @@
+import { join } from "node:path";
+import { expose } from "../expose/expose.ts";
+import type { Stage } from "../work/stage.ts";
+
+/** Model folder and LoRA files by name -> `exposed/`. */
+export const exposeStage: Stage<{ model: string; adapters: Record<string, string> }> = {
+  name: "expose",
+  version: 1,
+  async run({ model, adapters }, folder, { signal, onProgress }) {
+    await expose(model, { out: join(folder, "exposed"), adapters, signal, onProgress });
+  },
+};
