@@ -1,6 +1,16 @@
 import { denoiserConfigSchema, type VaeConfig, vaeConfigSchema } from "./configs.ts";
 import { type FolderFiles, readJson } from "./files.ts";
 
+/** What a family says of sizes. */
+interface SizedFamily {
+  /** Folder of the denoiser. */
+  readonly denoiser: string;
+  /** In latents, where the denoiser's configuration has none. */
+  readonly defaults: { readonly size: number };
+  /** Of families whose latents are not `[channels, height, width]`. */
+  readonly layout?: unknown;
+}
+
 /** Width and height in pixels. */
 export interface PictureSize {
   width: number;
@@ -22,22 +32,19 @@ export function pixelsPerLatent(config: VaeConfig): number {
 /**
  * The size that a model draws when nothing says otherwise: a graph's fixed one, else the one that its denoiser was trained with.
  *
- * @param sampleShape - shape of the denoiser's input for latents; unknown lengths are not numbers. Only of
- *   `[batch, channels, height, width]` lengths are taken
- * @param denoiser - folder of the denoiser
- * @param size - in latents, where the denoiser's configuration has none
+ * @param sampleShape - shape of the denoiser's input for latents; unknown lengths are not numbers
  * @throws InputError when a configuration is broken
  */
 export async function readDefaultSize(
   files: FolderFiles,
+  { denoiser, defaults, layout }: SizedFamily,
   sampleShape: readonly unknown[],
-  { denoiser = "unet", size: usual = 64 }: { denoiser?: string; size?: number } = {},
 ): Promise<PictureSize> {
   const path = `${denoiser}/config.json`;
   const config = (await files.exists(path)) ? await readJson(files, path, denoiserConfigSchema) : {};
-  const size = config.sample_size ?? usual;
+  const size = config.sample_size ?? defaults.size;
   const [height, width] = typeof size === "number" ? [size, size] : size;
-  const [fixedHeight, fixedWidth] = sampleShape.length === 4 ? sampleShape.slice(2) : [];
+  const [fixedHeight, fixedWidth] = layout ? [] : sampleShape.slice(2);
   const factor = pixelsPerLatent(await readVaeConfig(files));
   return {
     width: factor * (typeof fixedWidth === "number" ? fixedWidth : width),

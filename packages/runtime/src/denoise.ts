@@ -1,3 +1,4 @@
+import { InputError } from "@quad-lora/base";
 import type { Tensor } from "onnxruntime-common";
 import type { Companion, Conditions, Family, Guided, LatentLayout, Row } from "./families/family.ts";
 import { combineRows, rescale } from "./families/guidance.ts";
@@ -64,6 +65,7 @@ export interface DenoiseInputs {
  * The final scaled latents stand in `inputs.latents`.
  *
  * @throws the signal's reason when aborted, checked before every step
+ * @throws InputError when a prediction is not finite: nothing but noise could come of it
  */
 export async function denoise(inputs: DenoiseInputs): Promise<void> {
   const { family, scheduler, latents, guided, guidanceRescale, firstIndex } = inputs;
@@ -87,10 +89,21 @@ export async function denoise(inputs: DenoiseInputs): Promise<void> {
       inputs.onModelRun?.({ step: index - firstIndex, steps, inputs: run.ownInputs(), output: tensorData(output) });
     }
     combineRows(predictions, strengths, prediction);
+    refuseNotFinite(prediction, inputs.denoiser.graph.file, `step ${index - firstIndex + 1} of ${steps}`);
     if (guidanceRescale > 0 && rows.length > 1) rescale(prediction, predictions[rows.length - 1], guidanceRescale);
     scheduler.step(prediction, index, latents, latents, inputs.stepNoise);
     inputs.onStep?.({ step: index - firstIndex + 1, steps, timestep, latents });
   }
+}
+
+function refuseNotFinite(prediction: Float32Array, file: string, where: string): void {
+  if (prediction.every(Number.isFinite)) return;
+  throw new InputError({
+    what: "the network predicts values that are not finite",
+    file,
+    where,
+    fix: "Use lower strengths or guidance; if it stays, an adapter or the model is damaged, or overflows in float16.",
+  });
 }
 
 /** The rows of a batch that go through the network at once. */

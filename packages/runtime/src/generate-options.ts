@@ -12,10 +12,8 @@ export interface GenerateOptions {
   prompt?: string;
   /** What guidance leads away from. Default: the task's; else the family's stand-in for none, which mostly is the empty prompt. */
   negativePrompt?: string;
-  /** In place of `prompt`: what it was encoded to, as `Pipeline.encodePrompt` gives it. For folders without text encoders. */
-  promptEmbeddings?: Conditions;
-  /** In place of `negativePrompt`. */
-  negativePromptEmbeddings?: Conditions;
+  /** In the place of prompts: what they were encoded to, as `Pipeline.encodePrompt` gives it. For folders without text encoders. */
+  conditions?: { prompt: Conditions; negative?: Conditions };
   /** Picture to change, to complete or to be guided by; as large as the result. */
   image?: RgbImage;
   /** Where to paint; resized to the picture by nearest neighbour. Needs an inpainting model (9 channels) and an image. */

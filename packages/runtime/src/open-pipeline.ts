@@ -75,10 +75,7 @@ export async function openPipeline(options: OpenOptions): Promise<Pipeline> {
     autoencoder,
     textEncoders,
     schedulerConfig,
-    defaultSize: await readDefaultSize(files, denoiser.input(family.sample).shape, {
-      denoiser: denoiserName,
-      size: family.defaults.size,
-    }),
+    defaultSize: await readDefaultSize(files, family, denoiser.input(family.sample).shape),
     tasks,
     bank,
     manifest: bundle?.manifest,
@@ -100,10 +97,10 @@ async function openTextEncoder(
   schedulerConfig: Readonly<Record<string, unknown>>,
 ): Promise<TextEncoder> {
   const [, fixed] = graph.input("input_ids").shape;
-  const length = definition.tokens?.(schedulerConfig);
+  const own = definition.tokens?.(schedulerConfig);
   const tokenizer = await loadTokenizer(files, typeof fixed === "number" ? fixed : 77, {
     folder: definition.tokenizer,
-    length: length !== undefined && typeof fixed === "number" ? fixed : length,
+    tokens: own !== undefined && typeof fixed === "number" ? fixed : own,
   });
   return new TextEncoder(ort, graph, tokenizer, definition);
 }

@@ -54,6 +54,7 @@ export class Pipeline {
   /** Inputs that stay the same whatever is selected, by component. */
   readonly #bound = new Map<string, Record<string, Tensor>>();
   #bindings = 0;
+  #isDisposed = false;
   #use: Use;
   #uses = 0;
 
@@ -153,6 +154,7 @@ export class Pipeline {
    * @throws the signal's reason (an `AbortError` by default) when aborted
    */
   async generate(options: GenerateOptions): Promise<GeneratedImage> {
+    this.#refuseDisposed();
     const { ort, files, components, family, index, autoencoder, schedulerConfig, defaultSize } = this.#parts;
     const network = (name: string) => ({ graph: components.get(name)!, adapters: this.#feedsOf(name) });
     return generateImage(
@@ -175,11 +177,12 @@ export class Pipeline {
 
   /**
    * The denoiser's inputs that a prompt makes, with the selection in use: hidden states and what else the family has, without
-   * a batch axis. `generate` takes them as `promptEmbeddings`.
+   * a batch axis. `generate` takes them as `conditions`.
    *
    * @throws InputError when the folder has no text encoder
    */
   async encodePrompt(prompt: string): Promise<Conditions> {
+    this.#refuseDisposed();
     return this.#promptEncoder()(prompt);
   }
 
@@ -190,6 +193,7 @@ export class Pipeline {
    * @throws InputError when the folder has no encoder, or the picture holds another number of bytes than its size says
    */
   async encodeImage(image: RgbImage, mask?: Mask): Promise<{ dims: number[]; values: Float32Array }> {
+    this.#refuseDisposed();
     checkImage("image", image, 3);
     if (mask) checkImage("mask", mask, 1);
     const { autoencoder } = this.#parts;
@@ -211,8 +215,7 @@ export class Pipeline {
       if (encoders.length === 0) {
         throw new InputError({
           what: "this folder has no text encoder",
-          expected: "the option promptEmbeddings",
-          fix: "Pass encoded prompts, or export the text encoder too.",
+          fix: "Give what the prompts are encoded to in the option conditions, or export the text encoder to ONNX.",
         });
       }
       const texts = new Map<string, PromptEncoding>();
@@ -234,6 +237,7 @@ export class Pipeline {
     component: string,
     inputs: Readonly<Record<string, TensorData>>,
   ): Promise<Record<string, TensorData>> {
+    this.#refuseDisposed();
     const { ort } = this.#parts;
     const graph = await this.#component(component);
     const feeds = this.#feedsOf(component);
@@ -250,7 +254,7 @@ export class Pipeline {
     if (component) return component;
     throw new InputError({
       what: `no component ${name}`,
-      expected: [...components.keys(), "vae_encoder or vae_decoder"].join(", "),
+      expected: `one of ${[...components.keys(), "vae_encoder", "vae_decoder"].join(", ")}`,
     });
   }
 
@@ -265,8 +269,10 @@ export class Pipeline {
     this.#loading.set(name, Promise.resolve());
   }
 
-  /** Frees all sessions. The pipeline is unusable afterwards. */
+  /** Frees all sessions; again, it does nothing. What is called afterwards throws an InputError. */
   async dispose(): Promise<void> {
+    if (this.#isDisposed) return;
+    this.#isDisposed = true;
     for (const component of this.#parts.components.values()) await component.release();
     await this.#parts.autoencoder.release();
   }
@@ -274,6 +280,11 @@ export class Pipeline {
   /** As {@link dispose}, for `await using pipeline = ...`. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.dispose();
+  }
+
+  #refuseDisposed(): void {
+    if (!this.#isDisposed) return;
+    throw new InputError({ what: "the pipeline was disposed of", fix: "Open it again." });
   }
 
   #resolve(selection: Selection): { task: Task; strengths: Map<string, number> } {

@@ -47,8 +47,8 @@ export function checkRequest(context: GenerateContext, options: GenerateOptions)
     ...size,
     ...checkNumbers(context, options, imageUse),
     imageUse,
-    prompt: options.promptEmbeddings ?? options.prompt ?? task.prompt ?? "",
-    negativePrompt: options.negativePromptEmbeddings ?? options.negativePrompt ?? task.negativePrompt,
+    prompt: options.conditions?.prompt ?? options.prompt ?? task.prompt ?? "",
+    negativePrompt: options.conditions?.negative ?? options.negativePrompt ?? task.negativePrompt,
     image,
     mask,
     controlImage,
@@ -103,18 +103,21 @@ function checkSize(context: GenerateContext, options: GenerateOptions) {
   const { factor, latentChannels } = autoencoder;
   const width = options.width ?? image?.width ?? controlImage?.width ?? defaultSize.width;
   const height = options.height ?? image?.height ?? controlImage?.height ?? defaultSize.height;
-  const shape = denoiser.graph.input(family.sample).shape;
+  const shape = family.layout ? [] : denoiser.graph.input(family.sample).shape;
   const multiple = factor * family.patch;
   for (const [name, size, axis] of [
     ["height", height, 2],
     ["width", width, 3],
   ] as const) {
-    const fixed = shape.length === 4 ? shape[axis] : undefined;
+    const fixed = shape[axis];
     const possible = Number.isInteger(size) && size > 0 && size % multiple === 0;
     if (possible && (typeof fixed !== "number" || fixed === size / factor)) continue;
     throw new InputError({
       what: `this ${name} does not fit the model`,
-      expected: typeof fixed === "number" ? String(fixed * factor) : `a multiple of ${multiple} pixels`,
+      expected:
+        typeof fixed === "number"
+          ? String(fixed * factor)
+          : `a multiple of ${multiple} pixels, such as ${fitting(size, multiple)}`,
       got: String(size),
     });
   }
@@ -140,6 +143,12 @@ function checkSize(context: GenerateContext, options: GenerateOptions) {
     });
   }
   return { width, height, latentWidth, latentHeight };
+}
+
+/** The nearest sizes that fit. */
+function fitting(size: number, multiple: number): string {
+  const below = Math.max(multiple, Math.floor(size / multiple) * multiple);
+  return Number.isFinite(size) ? `${below} or ${below + multiple}` : String(multiple);
 }
 
 function checkNumbers({ task, family }: GenerateContext, options: GenerateOptions, imageUse: ImageUse) {

@@ -51,7 +51,7 @@ export class TextEncoder {
   }
 
   async #run(text: string, adapters: Record<string, Tensor>): Promise<PromptEncoding> {
-    const { ids, mask } = this.#tokenizer.tokenize(text);
+    const { ids, mask } = this.#tokenizer.encodeMasked(text);
     const feeds = { ...adapters };
     const feed = (name: string, values: readonly number[]) => {
       feeds[name] = numberTensor(this.#ort, this.component.input(name), values, [1, values.length]);

@@ -9,20 +9,20 @@ export interface PromptTokenizer {
   readonly maxLength: number;
   /** Token numbers, truncated with the end token kept and padded: always `maxLength` of them. */
   encode(prompt: string): number[];
-  /** The same, with a mask: 1 for the prompt's tokens and their end, 0 for padding. */
-  tokenize(prompt: string): { ids: number[]; mask: number[] };
+  /** The same, and 1 for every token of the prompt, 0 for padding. */
+  encodeMasked(prompt: string): { ids: number[]; mask: number[] };
 }
 
-/** Where a tokenizer lies, and how long its prompts are. */
+/** Which tokenizer of a folder, and how long its prompts are. */
 export interface TokenizerOptions {
-  /** Default: `tokenizer`. */
+  /** Folder; `tokenizer` by default. */
   folder?: string;
-  /** Tokens per prompt, whatever the configuration says. */
-  length?: number;
+  /** Tokens per prompt, whatever the tokenizer's configuration says. */
+  tokens?: number;
 }
 
 /**
- * Loads `tokenizer.json`, or CLIP's older `vocab.json` and `merges.txt`.
+ * Loads `tokenizer/tokenizer.json`, or CLIP's older `vocab.json` and `merges.txt`.
  *
  * @param defaultLength - tokens per prompt where `tokenizer_config.json` says nothing useful
  * @throws InputError when there is no tokenizer, or it has no padding token
@@ -30,7 +30,7 @@ export interface TokenizerOptions {
 export async function loadTokenizer(
   files: FolderFiles,
   defaultLength: number,
-  { folder = "tokenizer", length }: TokenizerOptions = {},
+  { folder = "tokenizer", tokens }: TokenizerOptions = {},
 ): Promise<PromptTokenizer> {
   const configPath = `${folder}/tokenizer_config.json`;
   const config = (await files.exists(configPath)) ? await readJson(files, configPath, tokenizerConfigSchema) : {};
@@ -50,19 +50,19 @@ export async function loadTokenizer(
   }
   // transformers writes 1e30 for "no limit".
   const configured = config.model_max_length;
-  const maxLength = length ?? (configured !== undefined && configured <= 65536 ? configured : defaultLength);
-  const tokenize = (prompt: string) => {
+  const maxLength = tokens ?? (configured !== undefined && configured <= 65536 ? configured : defaultLength);
+  const encodeMasked = (prompt: string) => {
     let ids = encode(prompt);
     if (ids.length > maxLength) {
       ids = ids.at(-1) === end ? [...ids.slice(0, maxLength - 1), end!] : ids.slice(0, maxLength);
     }
-    const rest = maxLength - ids.length;
+    const spare = maxLength - ids.length;
     return {
-      ids: [...ids, ...new Array<number>(rest).fill(padding)],
-      mask: [...ids.map(() => 1), ...new Array<number>(rest).fill(0)],
+      ids: [...ids, ...new Array<number>(spare).fill(padding)],
+      mask: [...ids.map(() => 1), ...new Array<number>(spare).fill(0)],
     };
   };
-  return { maxLength, tokenize, encode: (prompt) => tokenize(prompt).ids };
+  return { maxLength, encode: (prompt) => encodeMasked(prompt).ids, encodeMasked };
 }
 
 async function tokenizerJson(files: FolderFiles, folder: string): Promise<object> {
@@ -79,6 +79,6 @@ async function tokenizerJson(files: FolderFiles, folder: string): Promise<object
   throw new InputError({
     what: "is missing",
     file: files.describe(path),
-    fix: "Save the model's tokenizer with transformers: CLIPTokenizerFast.from_pretrained(MODEL).save_pretrained('tokenizer').",
+    fix: "Save the model's tokenizer with transformers: AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER).",
   });
 }

@@ -1,6 +1,7 @@
 import { elementCount } from "@quad-lora/onnx";
 import type { BundleQuality, Pipeline } from "@quad-lora/runtime";
 import { pickInputRows } from "../model/denoiser-calls.ts";
+import { runCall } from "../model/run-call.ts";
 import { ScoreKeeper } from "../profile/scores.ts";
 import { thin } from "../profile/sensitivity.ts";
 import type { ModelCall, Trajectory } from "../records/trajectory.ts";
@@ -42,7 +43,7 @@ async function predictRows(
   const result = new Float32Array(rows * rowSize);
   for (let start = 0; start < rows; start += batch) {
     const indices = Array.from({ length: batch }, (_, index) => (start + index) % rows);
-    const outputs = await pipeline.runComponent(component, pickInputRows(call, indices));
+    const outputs = await runCall(pipeline, component, pickInputRows(call, indices));
     const values = Object.values(outputs)[0].data as Float32Array;
     result.set(values.subarray(0, Math.min(batch, rows - start) * rowSize), start * rowSize);
   }

@@ -1,6 +1,7 @@
 import type { Model } from "@quad-lora/onnx";
 import type { Pipeline, TensorData } from "@quad-lora/runtime";
 import { openWithGraph } from "../model/open-with-graph.ts";
+import { runCall } from "../model/run-call.ts";
 import type { Observations, TaskObservations } from "../records/observations.ts";
 import type { Trajectory } from "../records/trajectory.ts";
 import type { StageOptions } from "../work/progress.ts";
@@ -94,7 +95,7 @@ export async function observe(
         await pipeline.use(task);
         for (const call of calls) {
           options.signal?.throwIfAborted();
-          take(taskIndex, groupOf(call), await pipeline.runComponent(component, call.inputs));
+          take(taskIndex, groupOf(call), await runCall(pipeline, component, call.inputs));
           options.onProgress?.(`observing ${stage}`, ++done, total);
         }
       }

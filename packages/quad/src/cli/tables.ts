@@ -4,28 +4,31 @@ import { formatBytes } from "../report/format.ts";
 import type { PlanState } from "../work/plan-state.ts";
 import { formatTable, type Terminal } from "./terminal.ts";
 
-/** The table that the anchor was chosen from, and the choice. */
+/** Headings of the columns about shared profiles. */
+const sharedNames: Record<string, string> = { anchor: "on anchor's dB", unified: "on merged dB", mixed: "on mixed dB" };
+
+/** The table that the shared profile was chosen from, and the choice. */
 export function printProfile(out: Terminal, profile: Profile): void {
+  const kinds = Object.keys(profile.shared);
   const number = (value: number | undefined) => (value === undefined ? "" : value.toFixed(1));
   out.print(
     formatTable([
-      ["task", "QSS (own profile)", "SQNR own dB", "on anchor's dB", "on merged dB"],
+      ["task", "QSS (own profile)", "SQNR own dB", ...kinds.map((kind) => sharedNames[kind] ?? kind)],
       ...Object.entries(profile.scores).map(([task, { qss, sqnr }]) => [
         task === profile.strategy.anchor ? `${task} (anchor)` : task,
         qss.toExponential(2),
         number(sqnr),
-        number(profile.shared.anchor?.[task]?.sqnr),
-        number(profile.shared.unified?.[task]?.sqnr),
+        ...kinds.map((kind) => number(profile.shared[kind][task]?.sqnr)),
       ]),
     ]),
   );
   out.print(`\nProfile: ${profile.strategy.kind}; ${profile.strategy.reason}.`);
   const worst = (kind: string) => Math.min(...Object.values(profile.shared[kind] ?? {}).map(({ sqnr }) => sqnr));
-  const other = profile.strategy.kind === "anchor" ? "unified" : "anchor";
-  const gain = worst(other) - worst(profile.strategy.kind);
+  const best = kinds.reduce((chosen, kind) => (worst(kind) > worst(chosen) ? kind : chosen), profile.strategy.kind);
+  const gain = worst(best) - worst(profile.strategy.kind);
   if (gain > 1) {
     out.print(
-      `Without distillation the ${other} profile would serve the worst task ${gain.toFixed(1)} dB better: policy.strategy "${other}".`,
+      `Before distillation the ${best} profile serves the worst task ${gain.toFixed(1)} dB better: policy.strategy "${best}".`,
     );
   }
   printTuned(out, profile);
@@ -76,6 +79,8 @@ export function printAdapters(out: Terminal, adapters: readonly AdapterRecord[],
 /** The steps of a plan, and how far it is. */
 export function printPlan(out: Terminal, { steps, open }: PlanState): void {
   out.result({ steps, open });
-  for (const { label, done } of steps) out.print(`${done ? "done " : "to do"}  ${label}`);
+  for (const { label, done, detail } of steps) {
+    out.print(`${done ? "done " : "to do"}  ${label}${detail ? `, ${detail}` : ""}`);
+  }
   for (const { after, what } of open) out.print(`open   ${what} (known after ${after})`);
 }

@@ -8,7 +8,7 @@ import {
   targetWeights,
 } from "@quad-lora/runtime";
 import { describeShape, isSameSize, sampleInput, timestepInput } from "../model/denoiser.ts";
-import { floatValues, hasRows, joinRows, shapeOf } from "../model/denoiser-calls.ts";
+import { floatValues, hasRows, inFloat32, joinRows, shapeOf } from "../model/denoiser-calls.ts";
 import { readTimesteps, type TimestepPort, timestepTensor } from "../model/timesteps.ts";
 import type { Profile } from "../records/profile.ts";
 import type { ModelCall, Trajectory } from "../records/trajectory.ts";
@@ -226,9 +226,8 @@ function batchFiller({ call, guidance }: Example, { calls, timestep, batchInputs
     for (const [name, tensor] of Object.entries(call.inputs)) {
       if (!batchInputs.has(name) || name === timestepInput) continue;
       // What all rows share, positions say, is the same in every call.
-      batch[name] = hasRows(name, tensor, rows)
-        ? joinRows(examples.map((example) => example.call.inputs[name]))
-        : tensor;
+      const tensors = examples.map((example) => inFloat32(example.call.inputs[name]));
+      batch[name] = hasRows(name, tensor, rows) ? joinRows(tensors) : tensors[0];
     }
     if (timestep && batchInputs.has(timestepInput)) {
       batch[timestepInput] = timestepTensor(timestep, perRow ? times : [times[0]]);

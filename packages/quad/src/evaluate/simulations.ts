@@ -9,7 +9,7 @@ import { factorPath } from "../factors/factor-file.ts";
 import { hashFile } from "../files/hash.ts";
 import { openSafetensors } from "../files/safetensors.ts";
 import { widthsOf } from "../profile/activation-encodings.ts";
-import { Bench, type EncodedFactors, ownProfile, sharedProfile } from "../profile/bench.ts";
+import { Bench, type EncodedFactors, mixedProfile, ownProfile, sharedProfile } from "../profile/bench.ts";
 import { layerInputPoints, type QuantizationPoint, withoutPlace } from "../quantizable/points.ts";
 import { findQuantizable } from "../quantizable/quantizable.ts";
 import type { Encoding } from "../quantization/index.ts";
@@ -103,7 +103,8 @@ export class Simulations {
     policy: Policy = this.sources.profile.policy,
   ): Encoding[] | null {
     if (!this.#bench.hasSeen(tasks)) return null;
-    return this.#bench.encodings(points, sharedProfile(tasks, policy), widthsOf(policy, narrow));
+    const share = this.sources.profile.strategy.kind === "mixed" ? mixedProfile : sharedProfile;
+    return this.#bench.encodings(points, share(tasks, policy), widthsOf(policy, narrow));
   }
 
   /** Tasks that the profile's ranges come from. */

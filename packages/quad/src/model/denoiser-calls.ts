@@ -155,6 +155,11 @@ export function floatTensor(type: string, dims: readonly number[], values: Float
     : { type: "float32", dims: [...dims], data: values };
 }
 
+/** A tensor as graphs that compute in float32 take it: float16 is widened, everything else is itself. */
+export function inFloat32(tensor: TensorData): TensorData {
+  return tensor.type === "float16" ? floatTensor("float32", tensor.dims, floatValues(tensor)) : tensor;
+}
+
 /** Tensors of one type, one behind the other along the first axis. */
 export function joinRows(tensors: readonly TensorData[]): TensorData {
   const [{ type, dims, data: first }] = tensors;

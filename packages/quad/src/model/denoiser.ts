@@ -53,7 +53,7 @@ const inputKinds: readonly InputKind[] = [
   },
   { role: "timestep", name: /^timestep$/, layouts: [[], ["times"]] },
   { role: "text", name: /^encoder_hidden_states$/, layouts: [["batch", "tokens", "fixed"]] },
-  { role: "mask", name: /^encoder_attention_mask$/, layouts: [["batch", "tokens"]] },
+  { role: "mask", name: /(^|_)attention_mask$/, layouts: [["batch", "tokens"]] },
   {
     role: "condition",
     name: /^(pooled_projections|text_embeds|time_ids|timestep_cond|guidance)$/,

@@ -1,4 +1,4 @@
-import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
+import { cpSync, mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { pocketFolder } from "../../../../test/helpers/exposed-pocket.ts";
@@ -15,8 +15,9 @@ describe("the size of a model's pictures", () => {
   test("is that of the configuration, height first where it has two", async () => {
     const folder = temporaryFolder();
     mkdirSync(join(folder, "unet"));
-    symlinkSync(join(pocketFolder, "unet/model.onnx"), join(folder, "unet/model.onnx"));
-    symlinkSync(join(pocketFolder, "vae_decoder"), join(folder, "vae_decoder"));
+    // Copies: links that lead out of a folder are refused.
+    cpSync(join(pocketFolder, "unet/model.onnx"), join(folder, "unet/model.onnx"));
+    cpSync(join(pocketFolder, "vae_decoder"), join(folder, "vae_decoder"), { recursive: true });
     writeFileSync(join(folder, "unet/config.json"), JSON.stringify({ sample_size: [8, 12] }));
     expect(await defaultSize(folder)).toEqual({ width: 48, height: 32 });
   });

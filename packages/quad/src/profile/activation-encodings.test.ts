@@ -1,9 +1,9 @@
 import { describe, expect, test } from "vitest";
 import type { QuantizationPoint } from "../quantizable/points.ts";
-import { encodingRange } from "../quantization/index.ts";
+import { addValues, createHistogram, encodingRange, expectedSquaredError } from "../quantization/index.ts";
 import type { Observations } from "../records/observations.ts";
 import { policySchema } from "../settings/policy.ts";
-import { chooseEncodings, encodingChooser, mergeTasks, widthsOf } from "./activation-encodings.ts";
+import { chooseEncodings, encodingChooser, mergeTasks, servingWorst, widthsOf } from "./activation-encodings.ts";
 
 const bins = 8;
 
@@ -125,4 +125,26 @@ describe("merged tasks", () => {
     const plain = mergeTasks(observations(), 0, ["large"], false).counts;
     expect(counts[0] / counts[7]).toBeGreaterThan(plain[0] / plain[7]);
   });
+});
+
+test("the mixed range is the one whose largest relative error over tasks is least", () => {
+  const grid = { bits: 8, signed: false, symmetric: false } as const;
+  const uniform = (reach: number) => {
+    const histogram = createHistogram(-8, 8, 512);
+    addValues(
+      histogram,
+      Float32Array.from({ length: 4000 }, (_, index) => reach * ((2 * (index + 0.5)) / 4000 - 1)),
+    );
+    return histogram;
+  };
+  const seen = [uniform(0.5), uniform(4)];
+  const ranges = [0.5, 2, 4, 8].map((reach) => ({ min: -reach, max: reach }));
+  // Power of a uniform variable in [-r, r] is r^2 / 3.
+  const relative = (range: (typeof ranges)[0]) =>
+    [0.5, 4].map((reach, task) => expectedSquaredError(seen[task], range, grid) / (reach ** 2 / 3));
+  // The narrow range clips the second task, the wide ones are coarse for the first: 4 just fits both.
+  expect(servingWorst(seen, ranges, grid)).toEqual({ min: -4, max: 4 });
+  const worst = ranges.map((range) => Math.max(...relative(range)));
+  expect(Math.min(...worst)).toBeCloseTo(worst[2], 12);
+  expect(worst[0]).toBeGreaterThan(100 * worst[2]);
 });

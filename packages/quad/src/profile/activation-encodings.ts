@@ -1,5 +1,14 @@
 import type { QuantizationPoint } from "../quantizable/points.ts";
-import { type BitWidth, chooseRange, type Encoding, encodingFromRange, type Histogram } from "../quantization/index.ts";
+import {
+  type BitWidth,
+  chooseRange,
+  type Encoding,
+  encodingFromRange,
+  expectedSquaredError,
+  type Grid,
+  type Histogram,
+  type Range,
+} from "../quantization/index.ts";
 import type { Observations } from "../records/observations.ts";
 import type { Policy } from "../settings/policy.ts";
 
@@ -34,12 +43,16 @@ export function chooseEncodings(
   return encodingChooser(points, observations, tasks, policy)(widths);
 }
 
+/** One range of all values that the tasks saw together, or for each point the range that serves the worst of them best. */
+export type RangeChoice = "merged" | "mixed";
+
 /** As `chooseEncodings`, for many choices of widths: every encoding is computed once. */
 export function encodingChooser(
   points: readonly QuantizationPoint[],
   observations: Observations,
   tasks: readonly string[],
   policy: RangePolicy,
+  choice: RangeChoice = "merged",
 ): (widths: Widths) => Encoding[] {
   const positions = new Map(observations.names.map((name, position) => [name, position]));
   const chosen = new Map<string, Encoding>();
@@ -47,10 +60,19 @@ export function encodingChooser(
     const position = positions.get(observed);
     if (position === undefined) throw new Error(`"${observed}" was not observed`);
     const grid = { bits, signed: false, symmetric: false } as const;
-    const histogram = mergeTasks(observations, position, tasks, policy.balanceSteps);
-    const { min, max } = chooseRange(histogram, grid, bits === 16 ? policy.wideRange : policy.narrowRange);
+    const method = bits === 16 ? policy.wideRange : policy.narrowRange;
     const room = bits === 16 ? policy.wideHeadroom : 1;
-    return encodingFromRange(room * min, room * max, grid);
+    const seenBy = (wanted: readonly string[]) => mergeTasks(observations, position, wanted, policy.balanceSteps);
+    const rangeOf = (histogram: Histogram): Range => {
+      const { min, max } = chooseRange(histogram, grid, method);
+      return { min: room * min, max: room * max };
+    };
+    const merged = rangeOf(seenBy(tasks));
+    if (choice === "merged" || tasks.length < 2) return encodingFromRange(merged.min, merged.max, grid);
+    const seen = tasks.map((task) => seenBy([task]));
+    const clipWeight = method.kind === "mse" ? method.clipWeight : undefined;
+    const { min, max } = servingWorst(seen, [merged, ...seen.map(rangeOf)], grid, clipWeight);
+    return encodingFromRange(min, max, grid);
   };
   return (widths) =>
     points.map((point) => {
@@ -60,6 +82,29 @@ export function encodingChooser(
       chosen.set(key, encoding);
       return encoding;
     });
+}
+
+/**
+ * The range under which the histogram that fares worst fares best, by the error relative to its own values: the first among
+ * equals.
+ * @param ranges - to choose among, at least one
+ */
+export function servingWorst(
+  seen: readonly Histogram[],
+  ranges: readonly Range[],
+  grid: Grid,
+  clipWeight?: number,
+): Range {
+  const worst = (range: Range) =>
+    Math.max(
+      ...seen.map((histogram) => {
+        const width = (histogram.high - histogram.low) / histogram.counts.length;
+        const power = Math.max(secondMoment(histogram.counts, histogram.low, width), 1e-30);
+        return expectedSquaredError(histogram, range, grid, clipWeight) / power;
+      }),
+    );
+  const errors = ranges.map(worst);
+  return ranges[errors.indexOf(Math.min(...errors))];
 }
 
 /** What the tasks saw of one value, as one histogram. */

@@ -10,7 +10,7 @@ import type { Trajectory } from "../records/trajectory.ts";
 import type { Policy } from "../settings/policy.ts";
 import { SimulatedPipeline } from "../simulate/simulated-pipeline.ts";
 import type { SimulationOptions } from "../simulate/simulation-graph.ts";
-import { encodingChooser, type Widths } from "./activation-encodings.ts";
+import { encodingChooser, type RangeChoice, type Widths } from "./activation-encodings.ts";
 import type { Scores } from "./scores.ts";
 import { scoreTask } from "./sensitivity.ts";
 
@@ -21,6 +21,8 @@ export interface Candidate {
   policy: Policy;
   /** Room above what the members need, on the product of the factors: 1 is none. */
   headroom: number;
+  /** How ranges come from several members: of all values together, or of whichever member serves the worst one best. */
+  ranges?: RangeChoice;
 }
 
 /** The profile that a task has for itself: it needs no room for others. */
@@ -31,6 +33,11 @@ export function ownProfile(task: string, policy: Policy): Candidate {
 /** A profile that its members share with adapters that come later. */
 export function sharedProfile(members: readonly string[], policy: Policy): Candidate {
   return { members, policy, headroom: policy.headroom };
+}
+
+/** A shared profile whose ranges are, point by point, those that serve the worst of its members best. */
+export function mixedProfile(members: readonly string[], policy: Policy): Candidate {
+  return { ...sharedProfile(members, policy), ranges: "mixed" };
 }
 
 /** An adapter's factors rounded to a grid, all of one rank, and those of other components as they are. */
@@ -127,11 +134,11 @@ export class Bench {
   encodings(points: readonly QuantizationPoint[], candidate: Candidate, widths: Widths): Encoding[] {
     const observations = this.#observations;
     if (!observations) throw new Error("a bench without observations has no encodings");
-    const { members, policy } = candidate;
+    const { members, policy, ranges = "merged" } = candidate;
     const { wideRange, wideHeadroom, narrowRange, balanceSteps } = policy;
     const names = points.map(({ name }) => name).join();
-    const key = JSON.stringify([names, members, wideRange, wideHeadroom, narrowRange, balanceSteps]);
-    const choose = remember(this.#choosers, key, () => encodingChooser(points, observations, members, policy));
+    const key = JSON.stringify([names, members, ranges, wideRange, wideHeadroom, narrowRange, balanceSteps]);
+    const choose = remember(this.#choosers, key, () => encodingChooser(points, observations, members, policy, ranges));
     return choose(widths);
   }
 

@@ -10,9 +10,10 @@ import type { SimulatedPipeline } from "../simulate/simulated-pipeline.ts";
 import type { Placement } from "../simulate/simulation-graph.ts";
 import type { StageOptions } from "../work/progress.ts";
 import { widthsOf } from "./activation-encodings.ts";
-import { Bench, type Candidate, ownProfile, sharedProfile } from "./bench.ts";
+import { Bench, type Candidate, mixedProfile, ownProfile, sharedProfile } from "./bench.ts";
 import type { Scores } from "./scores.ts";
 import { allocateFloor, allocateShare, layerSensitivity, thin } from "./sensitivity.ts";
+import { chooseStrategy } from "./strategy.ts";
 
 /** What {@link buildProfile} reads, writes and measures on. */
 export interface ProfileOptions extends StageOptions {
@@ -31,8 +32,8 @@ export interface ProfileOptions extends StageOptions {
 
 /**
  * Stage: exposed folder, trajectories and observations -> profile. Scores every task on its own profile (QSS), takes the
- * most sensitive one as anchor or merges all (Unified-LoRA) when they are about equal, and fixes the encodings that every
- * adapter shares.
+ * most sensitive one as anchor, merges all (Unified-LoRA) or takes each point's range from whom the worst task needs, and fixes
+ * the encodings that every adapter shares.
  */
 export async function buildProfile(options: ProfileOptions): Promise<Profile> {
   const model = await ExposedModel.open(options.exposed);
@@ -50,8 +51,7 @@ export async function buildProfile(options: ProfileOptions): Promise<Profile> {
   try {
     const calls = trajectories.map((trajectory) => thin(trajectory, options.scoreCalls ?? 32));
     const trial: Trial = { bench, simulated, trajectories: calls, options };
-    const { scores, shared, strategy, members } = await chooseMembers(trial);
-    const candidate = sharedProfile(members, policy);
+    const { scores, shared, strategy, candidate } = await chooseCandidate(trial);
     const { sensitivity, narrow } = await chooseNarrow(trial, candidate);
     const encodings = bench.encodings(simulated.points, candidate, widthsOf(policy, narrow));
     const profile: Profile = {
@@ -87,20 +87,25 @@ interface Trial {
   options: ProfileOptions;
 }
 
-/** Scores all tasks on profiles of their own and on both shared ones, and says which tasks the profile comes from. */
-async function chooseMembers(trial: Trial) {
+/** Scores all tasks on profiles of their own and on the shared ones, and says which of these it is to be. */
+async function chooseCandidate(trial: Trial) {
   const { bench, trajectories, options } = trial;
   const { policy } = options;
   const scores = await scoreTasks(trial, "scoring sensitivity", (task) => ownProfile(task, policy));
   const ranking = Object.entries(scores).sort(([, a], [, b]) => b.qss - a.qss);
   const anchor = ranking.find(([name]) => bench.factors.has(name))![0];
-  const members = { anchor: [anchor], unified: trajectories.map(({ task }) => task) };
+  const all = trajectories.map(({ task }) => task);
+  const candidates = {
+    anchor: sharedProfile([anchor], policy),
+    unified: sharedProfile(all, policy),
+    mixed: mixedProfile(all, policy),
+  };
   const shared: Profile["shared"] = {};
-  for (const [kind, tasks] of Object.entries(members)) {
-    shared[kind] = await scoreTasks(trial, `scoring ${kind}`, () => sharedProfile(tasks, policy));
+  for (const [kind, candidate] of Object.entries(candidates)) {
+    shared[kind] = await scoreTasks(trial, `scoring ${kind}`, () => candidate);
   }
-  const strategy = chooseStrategy(policy, scores, anchor);
-  return { scores, shared, strategy, members: members[strategy.kind] };
+  const strategy = chooseStrategy(policy, { scores, shared, anchor });
+  return { scores, shared, strategy, candidate: candidates[strategy.kind] };
 }
 
 /** Every task on the profile that `candidateOf` gives it, with 16-bit activations: the paper's sensitivity score. */
@@ -155,26 +160,4 @@ function gainsOf(simulated: SimulatedPipeline): Record<string, number> {
   const weighted = simulated.layers.map(({ parameters }) => parameters).filter(Boolean);
   const median = weighted.sort((a, b) => a - b)[weighted.length >> 1] ?? 1;
   return Object.fromEntries(simulated.layers.map(({ name, parameters }) => [name, parameters || median]));
-}
-
-/** The profile that all share: the most sensitive adapter's, or all merged when scores are about equal. */
-export function chooseStrategy(policy: Policy, scores: Record<string, Scores>, anchor: string): Profile["strategy"] {
-  const values = Object.values(scores).map(({ qss }) => qss);
-  const [least, most] = [Math.min(...values), Math.max(...values)];
-  const spread = most > 0 ? (most - least) / most : 0;
-  const percent = (share: number) => `${(100 * share).toFixed(0)} %`;
-  if (policy.strategy !== "auto") {
-    const kind = policy.strategy;
-    return {
-      kind,
-      anchor: kind === "anchor" ? anchor : null,
-      reason: `forced by the policy; scores spread by ${percent(spread)}`,
-    };
-  }
-  if (spread < policy.unifiedThreshold) {
-    const reason = `scores spread by ${percent(spread)}, less than ${percent(policy.unifiedThreshold)}: all are merged`;
-    return { kind: "unified", anchor: null, reason };
-  }
-  const reason = `"${anchor}" is the most sensitive adapter and scores spread by ${percent(spread)}, at least ${percent(policy.unifiedThreshold)}`;
-  return { kind: "anchor", anchor, reason };
 }

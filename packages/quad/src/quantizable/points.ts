@@ -1,5 +1,6 @@
 import type { Use, Value } from "@quad-lora/onnx";
-import { movedFrom, type Quantizable, type QuantizableLayer } from "./quantizable.ts";
+import { movedFrom } from "./movements.ts";
+import type { Quantizable, QuantizableLayer } from "./quantizable.ts";
 
 /** One place where a graph rounds an activation to a grid. */
 export interface QuantizationPoint {

@@ -2,6 +2,7 @@ import { type Model, specialize, tensorType } from "@quad-lora/onnx";
 import type { SlotsFile } from "@quad-lora/runtime";
 import { factorDims, slotInputs } from "../factors/slot-layout.ts";
 import { type DenoiserShape, denoiserDims } from "../model/denoiser.ts";
+import { computeInFloat32 } from "./in-float32.ts";
 import { findBranches } from "./quantizable.ts";
 
 /**
@@ -12,7 +13,7 @@ const neededOpset = 17;
 
 /**
  * The form of an exposed graph that is observed, simulated, trained and compiled: shapes fixed (except the adapters'
- * rank), shape arithmetic and constants folded, identities gone. The passes are deterministic, so value names are the same
+ * rank), in float32, shape arithmetic and constants folded, identities gone. The passes are deterministic, so value names are the same
  * whenever the same graph is prepared; profiles refer to them. Edits `model` in place.
  * @param rank - any rank above 0, used to run the graph once
  */
@@ -24,6 +25,7 @@ export async function prepareGraph(
 ): Promise<Model> {
   if (model.opset >= 13 && model.opset < neededOpset) model.opsets.set("", neededOpset);
   model.irVersion = Math.max(model.irVersion, 8);
+  computeInFloat32(model);
   const adapterShapes = new Map(adapterInputShapes(slots));
   const own = model.graph.inputs.filter(({ name }) => !adapterShapes.has(name));
   const inputs = denoiserDims(own, shape, model.file);

@@ -1,6 +1,8 @@
 import { type Model, type Node, outputDataType, tensorType, type Use, type Value } from "@quad-lora/onnx";
 import type { SlotsFile } from "@quad-lora/runtime";
 import { findLayers } from "../layers/find-layers.ts";
+import { findGuardedDivisors, findMasked, findPhases } from "./float-values.ts";
+import { movesData } from "./movements.ts";
 
 /** A matrix product or convolution: the unit that gets a width for its input activations. */
 export interface QuantizableLayer {
@@ -21,7 +23,8 @@ export interface Quantizable {
   layers: QuantizableLayer[];
   /**
    * Every float value that a node computes or the graph takes in, adapter factors and strengths excepted. Outputs of
-   * operators that only move data are left out: they have the encoding of what they move. So are phases.
+   * operators that only move data are left out: they have the encoding of what they move. So are phases, masks and what they
+   * make of scores, and divisors that are kept from zero (`float-values.ts`): these stay in float everywhere.
    */
   activations: Value[];
   /**
@@ -81,40 +84,10 @@ export function findQuantizable(model: Model, slots: SlotsFile["components"][str
   }
   const layerNodes = new Set(layers.flatMap(({ nodes }) => nodes));
   const turning = findPhases(order, layerNodes);
-  const activations = floats.filter((value) => !turning.has(value));
+  const exempt = new Set([...turning, ...findMasked(model, order), ...findGuardedDivisors(order)]);
+  const activations = floats.filter((value) => !exempt.has(value));
   const phases = floats.filter((value) => turning.has(value));
   return { layers, activations, phases, rankSized, branchNodes };
-}
-
-/** Values that sines and cosines are taken of, back to the graph's inputs or the nearest layer. */
-function findPhases(order: readonly Node[], layerNodes: ReadonlySet<Node>): Set<Value> {
-  const phases = new Set<Value>();
-  for (const node of [...order].reverse()) {
-    const isPeriodic = node.domain === "" && (node.opType === "Sin" || node.opType === "Cos");
-    const leads = !layerNodes.has(node) && node.outputs.some((value) => value && phases.has(value));
-    if (!isPeriodic && !leads) continue;
-    for (const value of node.inputs) if (value && !value.initializer) phases.add(value);
-  }
-  return phases;
-}
-
-const movements = new Set([
-  ...["Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Gather", "Expand", "Identity"],
-  ...["Tile", "DepthToSpace", "SpaceToDepth"],
-]);
-
-/** Whether a node's outputs hold elements of its first input and nothing else. */
-export function movesData(node: Node): boolean {
-  if (node.domain !== "") return false;
-  if (node.opType === "Resize") return node.string("mode", "nearest") === "nearest";
-  return movements.has(node.opType);
-}
-
-/** The value whose elements `value` consists of: before reshapes, transposes, slices and the like. */
-export function movedFrom(value: Value): Value {
-  let source = value;
-  while (source.producer && movesData(source.producer)) source = source.producer.input(0);
-  return source;
 }
 
 /** Nodes between the adapter inputs and the Add that joins a branch to its layer. */

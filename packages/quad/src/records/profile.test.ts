@@ -11,10 +11,12 @@ import { expose } from "../expose/expose.ts";
 import { shapeOf } from "../model/denoiser-calls.ts";
 import { graphIdentity } from "../model/graph-files.ts";
 import { denoiserSlots } from "../model/slots.ts";
-import { buildProfile, chooseStrategy } from "../profile/build-profile.ts";
+import { buildProfile } from "../profile/build-profile.ts";
+import { chooseStrategy } from "../profile/strategy.ts";
+import { movedFrom } from "../quantizable/movements.ts";
 import { layerOfPoint } from "../quantizable/points.ts";
 import { prepareGraph } from "../quantizable/prepare-graph.ts";
-import { findQuantizable, movedFrom } from "../quantizable/quantizable.ts";
+import { findQuantizable } from "../quantizable/quantizable.ts";
 import { policySchema } from "../settings/policy.ts";
 import { writeObservations } from "./observations.ts";
 import { type Profile, pointEncoding, readProfile } from "./profile.ts";
@@ -132,31 +134,47 @@ describe("files that are not a profile of this version", () => {
   });
 });
 
-describe("the choice between anchor and merged profile", () => {
+describe("the choice of whose ranges are shared", () => {
   const scores = {
     base: { qss: 0.5, sqnr: 40 },
     flat: { qss: 1, sqnr: 38 },
     sketch: { qss: 0.9, sqnr: 39 },
   };
-  const choose = (policy: object) => chooseStrategy(policySchema.parse(policy), scores, "flat");
+  const on = (base: number, flat: number, sketch: number) => ({
+    base: { qss: 1, sqnr: base },
+    flat: { qss: 1, sqnr: flat },
+    sketch: { qss: 1, sqnr: sketch },
+  });
+  const shared = { anchor: on(30, 38, 20), unified: on(36, 31, 35), mixed: on(35, 33, 34) };
+  const choose = (policy: object, among = shared) =>
+    chooseStrategy(policySchema.parse(policy), { scores, shared: among, anchor: "flat" });
 
-  test("the spread against the threshold decides", () => {
-    expect(choose({ unifiedThreshold: 0.5 })).toMatchObject({ kind: "anchor", anchor: "flat" });
-    expect(choose({ unifiedThreshold: 0.5 }).reason).toMatch(/"flat" .* 50 %/);
-    expect(choose({ unifiedThreshold: 0.51 })).toMatchObject({ kind: "unified", anchor: null });
-    expect(choose({ unifiedThreshold: 0 }).kind).toBe("anchor");
+  test("by default it is the one whose worst task is served best", () => {
+    expect(choose({})).toMatchObject({ kind: "mixed", anchor: null });
+    expect(choose({}).reason).toMatch(
+      /"flat", has 33\.0 dB; anchor would leave "sketch" at 20\.0 dB, unified .*31\.0 dB/,
+    );
+    expect(choose({}, { ...shared, anchor: on(40, 40, 40) })).toMatchObject({ kind: "anchor", anchor: "flat" });
   });
 
-  test("either can be forced", () => {
-    expect(choose({ strategy: "anchor", unifiedThreshold: 1 })).toMatchObject({ kind: "anchor", anchor: "flat" });
-    expect(choose({ strategy: "unified", unifiedThreshold: 0 })).toMatchObject({ kind: "unified", anchor: null });
-    expect(choose({ strategy: "unified" }).reason).toMatch(/forced by the policy; scores spread by 50 %/);
+  test("the paper's rule is the spread against the threshold", () => {
+    const paper = (unifiedThreshold: number) => choose({ strategy: "paper", unifiedThreshold });
+    expect(paper(0.5)).toMatchObject({ kind: "anchor", anchor: "flat" });
+    expect(paper(0.5).reason).toMatch(/"flat" .* 50 %/);
+    expect(paper(0.51)).toMatchObject({ kind: "unified", anchor: null });
+    expect(paper(0).kind).toBe("anchor");
+  });
+
+  test("each can be forced", () => {
+    expect(choose({ strategy: "anchor" })).toMatchObject({ kind: "anchor", anchor: "flat" });
+    for (const strategy of ["unified", "mixed"])
+      expect(choose({ strategy })).toMatchObject({ kind: strategy, anchor: null });
   });
 
   test("the anchor is the adapter with the highest score, never the base", () => {
     const adapters = Object.entries(profile.scores).filter(([name]) => name !== "base");
     const most = adapters.reduce((a, b) => (b[1].qss > a[1].qss ? b : a))[0];
     if (profile.strategy.kind === "anchor") expect(profile.strategy.anchor).toBe(most);
-    expect(Object.keys(profile.shared).sort()).toEqual(["anchor", "unified"]);
+    expect(Object.keys(profile.shared).sort()).toEqual(["anchor", "mixed", "unified"]);
   });
 });

@@ -28,7 +28,7 @@ const profileSchema = z.strictObject({
   policy: policySchema,
   /** How the shared encodings were chosen. */
   strategy: z.strictObject({
-    kind: z.enum(["anchor", "unified"]),
+    kind: z.enum(["anchor", "unified", "mixed"]),
     /** The task whose ranges all share. */
     anchor: z.string().nullable(),
     reason: z.string(),

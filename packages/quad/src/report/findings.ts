@@ -125,10 +125,16 @@ function compareVariants(finding: Finding, { evaluation, profile, canTrain, isTr
       isTrained ? "Train longer: its own profile is still better." : "Distil this adapter on the shared profile.",
     );
   }
-  const [anchor, unified] = ["anchor", "unified"].map((kind) => profile?.shared[kind]?.[task]?.sqnr ?? Number.NaN);
-  if (profile?.strategy.kind === "anchor" && unified - anchor >= limits.difference) {
+  if (!profile) return;
+  const sqnrOf = (kind: string) => profile.shared[kind]?.[task]?.sqnr ?? Number.NaN;
+  const gains = Object.keys(profile.shared).map((kind) => ({
+    kind,
+    gain: sqnrOf(kind) - sqnrOf(profile.strategy.kind),
+  }));
+  const [best] = gains.filter(({ gain }) => gain >= limits.difference).sort((a, b) => b.gain - a.gain);
+  if (best) {
     finding.advice.push(
-      `Let all tasks define the profile, \`policy.strategy: "unified"\`: calibration found ${fixed(unified - anchor, 1)} dB more for this task.`,
+      `Share ranges in another way, \`policy.strategy: "${best.kind}"\`: calibration found ${fixed(best.gain, 1)} dB more for this task.`,
     );
   }
 }

@@ -61,9 +61,12 @@ export const policySchema = z.strictObject({
   headroom: z.number().min(1).default(4),
   /** Use the factors' gauge freedom to fit each adapter to the shared scales. */
   align: z.boolean().default(true),
-  /** "auto" takes the anchor unless all adapters are about equally sensitive. */
-  strategy: z.enum(["auto", "anchor", "unified"]).default("auto"),
-  /** Relative spread of the scores, (max - min) / max, below which "auto" merges all distributions. */
+  /**
+   * Whose ranges all share. "auto" scores every way and takes the one whose worst task loses least; "paper" takes the anchor
+   * unless all adapters are about equally sensitive; the others are taken as said.
+   */
+  strategy: z.enum(["auto", "paper", "anchor", "unified", "mixed"]).default("auto"),
+  /** Relative spread of the scores, (max - min) / max, below which "paper" merges all distributions. */
   unifiedThreshold: z.number().min(0).max(1).default(0.2),
 });
 /** What gets quantized how, with defaults filled in. */

@@ -4,6 +4,7 @@ import type { GeneratedImage, Pipeline, SlotsFile } from "@quad-lora/runtime";
 import type { EncodedAdapter } from "../factors/encode-factors.ts";
 import { factorMetadata } from "../factors/factor-file.ts";
 import { openWithGraph } from "../model/open-with-graph.ts";
+import { runCall } from "../model/run-call.ts";
 import type { QuantizationPoint } from "../quantizable/points.ts";
 import { type Encoding, encodingRange } from "../quantization/index.ts";
 import type { ModelCall, TaskCase } from "../records/trajectory.ts";
@@ -60,7 +61,7 @@ export class SimulatedPipeline {
 
   /** The denoiser's output for a recorded call, with the task in use. */
   async predict(call: ModelCall): Promise<Float32Array> {
-    const outputs = await this.pipeline.runComponent(this.component, call.inputs);
+    const outputs = await runCall(this.pipeline, this.component, call.inputs);
     return Object.values(outputs)[0].data as Float32Array;
   }
 

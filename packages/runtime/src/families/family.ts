@@ -163,12 +163,13 @@ export function lastStates(available: readonly string[]): string[] {
   return available.includes("last_hidden_state") ? ["last_hidden_state"] : available.slice(0, 1);
 }
 
-/**
- * The hidden states before the last layer, without a final normalization, and the pooled and projected ones where the encoder
- * has them. Exporters number all states, from the embeddings on.
- */
+/** The hidden states before the last layer, without a final normalization. Exporters number all, from the embeddings on. */
 export function penultimateStates(available: readonly string[]): string[] {
   const numbers = available.flatMap((name) => name.match(/^hidden_states\.(\d+)$/)?.[1] ?? []).map(Number);
-  const states = `hidden_states.${Math.max(1, ...numbers) - 1}`;
-  return available.includes("text_embeds") ? [states, "text_embeds"] : [states];
+  return [`hidden_states.${Math.max(1, ...numbers) - 1}`];
+}
+
+/** The same, and the pooled and projected state. */
+export function penultimateAndPooled(available: readonly string[]): string[] {
+  return [...penultimateStates(available), "text_embeds"];
 }

@@ -3,9 +3,13 @@ import * as z from "zod/mini";
 import { type FolderFiles, readJson } from "../files.ts";
 import { controlNet, controlNetXl } from "./control-net.ts";
 import type { Family } from "./family.ts";
+import { flux } from "./flux.ts";
 import { instructPix2Pix, instructPix2PixXl } from "./instruct-pix2pix.ts";
 import { latentConsistency, latentConsistencyXl } from "./latent-consistency.ts";
+import { pixartAlpha, pixartSigma } from "./pixart.ts";
+import { sana } from "./sana.ts";
 import { stableDiffusion } from "./stable-diffusion.ts";
+import { stableDiffusion3 } from "./stable-diffusion-3.ts";
 import { stableDiffusionXl } from "./stable-diffusion-xl.ts";
 
 /** All families; of several that fit, the one that requires most, then the first. */
@@ -18,6 +22,11 @@ export const families: readonly Family[] = [
   instructPix2PixXl,
   controlNet,
   controlNetXl,
+  stableDiffusion3,
+  flux,
+  pixartAlpha,
+  pixartSigma,
+  sana,
 ];
 
 const indexSchema = z.looseObject({ _class_name: z.optional(z.string()) });
@@ -33,28 +42,31 @@ export interface ModelIndex {
 
 /**
  * Reads which families a folder can belong to; its denoiser's inputs then decide, see {@link chooseFamily}.
- * @throws InputError when its pipeline class belongs to no family, with what is supported
+ * @throws InputError when its pipeline class belongs to no family
  */
 export async function readModelIndex(files: FolderFiles): Promise<ModelIndex> {
   if (!(await files.exists(indexFile))) return { index: {}, candidates: families };
   const index = await readJson(files, indexFile, indexSchema);
   const { _class_name: name } = index;
-  if (name === undefined) return { index, candidates: families };
-  const candidates = familiesOfClass(name);
-  if (candidates.length > 0) return { index, candidates };
-  throw new InputError({
-    what: `models of the class ${name} are not supported`,
-    file: files.describe(indexFile),
-    where: "_class_name",
-    expected: `a model of one of the families ${families.map((family) => family.name).join(", ")}`,
-    got: name,
-  });
+  return { index, candidates: name === undefined ? families : familiesOfClass(name, files.describe(indexFile)) };
 }
 
-/** Families with this pipeline class; empty for a class that is not supported. */
-export function familiesOfClass(name: string): readonly Family[] {
-  const plain = name.replace(/^(Onnx|ORT)/, "");
-  return families.filter(({ pipelineClasses }) => pipelineClasses.includes(plain));
+/**
+ * The families of a pipeline class of diffusers: more than one where inputs of the denoiser decide.
+ * @param file - that names the class, for the message
+ * @throws InputError when it belongs to none
+ */
+export function familiesOfClass(pipelineClass: string, file: string): readonly Family[] {
+  const plain = pipelineClass.replace(/^(Onnx|ORT)/, "");
+  const found = families.filter(({ pipelineClasses }) => pipelineClasses.includes(plain));
+  if (found.length > 0) return found;
+  throw new InputError({
+    what: "this pipeline class is not supported",
+    file,
+    where: "_class_name",
+    expected: `one of ${[...new Set(families.flatMap(({ pipelineClasses }) => pipelineClasses))].join(", ")}`,
+    got: pipelineClass,
+  });
 }
 
 /** Folder of the denoising network: that of the candidates, among several the one that is there. */

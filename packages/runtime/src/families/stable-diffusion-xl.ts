@@ -1,4 +1,11 @@
-import { type Conditions, type Drawing, type Family, type PromptEncoding, penultimateStates } from "./family.ts";
+import {
+  type Conditions,
+  type Drawing,
+  type Family,
+  type PromptEncoding,
+  penultimateAndPooled,
+  penultimateStates,
+} from "./family.ts";
 import { sideBySide, zerosLike } from "./rows.ts";
 import { unet } from "./unet.ts";
 
@@ -17,13 +24,9 @@ export const stableDiffusionXl: Family = {
   requires: ["text_embeds", "time_ids"],
   encoders: [
     { component: "text_encoder", tokenizer: "tokenizer", outputs: penultimateStates },
-    {
-      component: "text_encoder_2",
-      tokenizer: "tokenizer_2",
-      outputs: (available) => [...new Set([...penultimateStates(available), "text_embeds"])],
-    },
+    { component: "text_encoder_2", tokenizer: "tokenizer_2", outputs: penultimateAndPooled },
   ],
-  defaults: { guidance: 5, steps: 20, size: 128 },
+  defaults: { guidance: 5, steps: 30, size: 128 },
   encodePrompt,
   absentNegative: (prompt, { force_zeros_for_empty_prompt: zeros = true }) => (zeros ? zerosLike(prompt) : undefined),
   constants,

@@ -33,7 +33,8 @@ async function guide(prompts: Prompts, drawing: Drawing): Promise<Guided> {
 /** What the network's input channels leave for conditioning decides what the model is. */
 function imageUse(denoiser: Component, latentChannels: number): ImageUse {
   const channels = denoiser.input("sample").shape[1];
-  if (channels === latentChannels) return "start";
+  // Networks of free channels take latents alone.
+  if (channels === latentChannels || typeof channels !== "number") return "start";
   if (channels === 2 * latentChannels) return "condition";
   if (channels === 2 * latentChannels + 1) return "inpaint";
   throw new InputError({

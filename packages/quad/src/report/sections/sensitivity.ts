@@ -16,7 +16,11 @@ export function scoresSection({ scores, shared, strategy }: Profile): Section {
     fixed(sqnr, 1),
     ...kinds.map((kind) => fixed(shared[kind][task]?.sqnr, 1)),
   ]);
-  const names: Record<string, string> = { anchor: "on the anchor's profile", unified: "on the merged profile" };
+  const names: Record<string, string> = {
+    anchor: "on the anchor's profile",
+    unified: "on the merged profile",
+    mixed: "on the mixed profile",
+  };
   return {
     id: "scores",
     title: "Quantization sensitivity and the anchor",

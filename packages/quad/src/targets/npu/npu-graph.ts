@@ -1,6 +1,7 @@
 import type { Model, Value } from "@quad-lora/onnx";
+import { movesData } from "../../quantizable/movements.ts";
 import { layerInputPoint } from "../../quantizable/points.ts";
-import { movesData, type Quantizable } from "../../quantizable/quantizable.ts";
+import type { Quantizable } from "../../quantizable/quantizable.ts";
 import type { Encoding } from "../../quantization/index.ts";
 import type { PlacementTools } from "../target.ts";
 
