@@ -3,13 +3,13 @@ import type { Tensor } from "onnxruntime-common";
 import type { Autoencoder } from "./autoencoder.ts";
 import type { PictureSize } from "./default-size.ts";
 import { type Control, type DenoiseRow, denoise, type ModelRun, type StepInfo } from "./denoise.ts";
-import type { Conditions, Drawing, Family } from "./families/family.ts";
+import type { Conditions, Drawing, Family, PromptEncoding } from "./families/family.ts";
 import { checkImage, isPainted, type Mask, type RgbImage, resizeNearest } from "./images.ts";
 import { SeededRandom } from "./noise.ts";
 import type { Component, OrtModule } from "./ort.ts";
 import { createScheduler, type Scheduler } from "./schedulers/index.ts";
 import type { Task } from "./tasks.ts";
-import type { PromptEncoding, TextEncoder } from "./text-encoder.ts";
+import type { TextEncoder } from "./text-encoder.ts";
 
 /** One picture to make. What is left out comes from the task, then from the defaults named here. */
 export interface GenerateOptions {

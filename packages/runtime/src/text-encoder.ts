@@ -1,21 +1,11 @@
 import { InputError } from "@quad-lora/base";
 import type { Tensor } from "onnxruntime-common";
-import type { EncoderDefinition, RowInput } from "./families/family.ts";
+import type { EncoderDefinition, PromptEncoding, RowInput } from "./families/family.ts";
 import { type Component, floatsOf, type OrtModule, tokenTensor } from "./ort.ts";
 import type { PromptTokenizer } from "./tokenizer.ts";
 
 /** Prompts whose encodings are kept: a picture needs two, and a session tends to return to a few. */
 const cacheSize = 16;
-
-/** What one text encoder makes of a prompt; shapes are without the batch axis. */
-export interface PromptEncoding {
-  /** The first of the outputs that the family asks for: `[tokens, width]`, or `[width]` where it is pooled. */
-  readonly states: RowInput;
-  /** All outputs that the family asks for, by name. */
-  readonly outputs: ReadonlyMap<string, RowInput>;
-  /** 1 for every token of the prompt, 0 for padding. */
-  readonly mask: readonly number[];
-}
 
 /** Tokenizes and encodes prompts, and remembers the most recent. */
 export class TextEncoder {

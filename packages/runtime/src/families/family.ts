@@ -1,6 +1,5 @@
 import type { Component } from "../ort.ts";
 import type { ScheduleRequest } from "../schedulers/index.ts";
-import type { PromptEncoding } from "../text-encoder.ts";
 
 /** What one row of a network's input holds: the input's shape without its batch axis. */
 export interface RowInput {
@@ -10,6 +9,16 @@ export interface RowInput {
 
 /** Inputs of the denoising network beside the latents, the time and the adapters, by name. */
 export type Conditions = Readonly<Record<string, RowInput>>;
+
+/** What one text encoder makes of a prompt; shapes are without the batch axis. */
+export interface PromptEncoding {
+  /** The first of the outputs that the family asks for: `[tokens, width]`, or `[width]` where it is pooled. */
+  readonly states: RowInput;
+  /** All outputs that the family asks for, by name. */
+  readonly outputs: ReadonlyMap<string, RowInput>;
+  /** 1 for every token of the prompt, 0 for padding. */
+  readonly mask: readonly number[];
+}
 
 /** One text encoder of a family. */
 export interface EncoderDefinition {

@@ -1,5 +1,11 @@
-import type { PromptEncoding } from "../text-encoder.ts";
-import { type Conditions, type Drawing, type Family, type LatentLayout, lastStates } from "./family.ts";
+import {
+  type Conditions,
+  type Drawing,
+  type Family,
+  type LatentLayout,
+  lastStates,
+  type PromptEncoding,
+} from "./family.ts";
 
 /**
  * Flux.1 (dev and schnell): latents in packs of 2 x 2, positions as inputs, the pooled state of a CLIP and the states of

@@ -1,5 +1,11 @@
-import type { PromptEncoding } from "../text-encoder.ts";
-import { type Conditions, type Drawing, type EncoderDefinition, type Family, lastStates } from "./family.ts";
+import {
+  type Conditions,
+  type Drawing,
+  type EncoderDefinition,
+  type Family,
+  lastStates,
+  type PromptEncoding,
+} from "./family.ts";
 
 /** Prompts as the models were trained with them. */
 export const lowerCase = (prompt: string) => prompt.toLowerCase().trim();

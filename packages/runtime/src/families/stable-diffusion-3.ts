@@ -1,10 +1,10 @@
-import type { PromptEncoding } from "../text-encoder.ts";
 import {
   type Conditions,
   concatenate,
   type Drawing,
   type Family,
   lastStates,
+  type PromptEncoding,
   penultimateStates,
   sideBySide,
   widen,

@@ -1,8 +1,8 @@
-import type { PromptEncoding } from "../text-encoder.ts";
 import {
   type Conditions,
   type Drawing,
   type Family,
+  type PromptEncoding,
   penultimateAlone,
   penultimateStates,
   sideBySide,
