@@ -60,3 +60,49 @@ test("exact products are asked for where the processor's overflow, once for all 
     new Array(2).fill({ session: { x64quantprecision: "1", intra_op: { allow_spinning: "0" } } }),
   );
 });
+
+test("native sessions run side by side, sessions of one WebAssembly module in turn, and a session is freed after its runs", async () => {
+  for (const [package_, expected] of [
+    ["node", 2],
+    ["web", 1],
+  ] as const) {
+    let [running, most] = [0, 0];
+    const log: string[] = [];
+    const module = {
+      Tensor: ort.Tensor,
+      env: { versions: { [package_]: "1.30.0" } },
+      InferenceSession: {
+        create: async (...given: Parameters<typeof ort.InferenceSession.create>) => {
+          const session = await ort.InferenceSession.create(...given);
+          return {
+            inputMetadata: session.inputMetadata,
+            outputMetadata: session.outputMetadata,
+            run: async (feeds: Record<string, ort.Tensor>) => {
+              most = Math.max(most, ++running);
+              const outputs = await session.run(feeds);
+              running--;
+              log.push("ran");
+              return outputs;
+            },
+            release: async () => {
+              log.push("released");
+              await session.release();
+            },
+          };
+        },
+      },
+    } as unknown as OrtModule;
+    const options = { logSeverityLevel: 3 as const };
+    const open = () => Component.open(module, files, "text_encoder", options);
+    const [first, second] = [await open(), await open()];
+    log.length = 0;
+    most = 0;
+    const ids = new ort.Tensor("int64", new BigInt64Array(16), [1, 16]);
+    const runs = [first, second].map((component) => component.run({ input_ids: ids }));
+    const released = [first, second].map((component) => component.release());
+    await Promise.all([...runs, ...released]);
+    expect(most).toBe(expected);
+    expect(log.filter((entry) => entry === "ran")).toHaveLength(2);
+    expect(log.indexOf("released")).toBeGreaterThan(log.indexOf("ran"));
+  }
+});
