@@ -4,6 +4,7 @@ export { AdapterBank, type AdapterFeeds, type Strengths } from "./adapters.ts";
 export { type Slot, type SlotsFile, slotsFileSchema } from "./configs.ts";
 export { type PictureSize, pixelsPerLatent, readDefaultSize, readVaeConfig } from "./default-size.ts";
 export type { ModelRun, StepInfo } from "./denoise.ts";
+export { type EncodedImage, Encoders, type EncodersOptions, openEncoders } from "./encoders.ts";
 export type {
   Companion,
   Conditions,
