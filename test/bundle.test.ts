@@ -22,6 +22,7 @@ import {
   folderFiles,
   importEncodings,
   openFolder,
+  planOfBuild,
   type pointEncoding,
   readAimet,
   readImage,
@@ -445,7 +446,14 @@ describe("building again", () => {
     expect(snapshot(bundle, true)).toEqual(before);
 
     // A changed bundle is written again, byte by byte the same, with what had been added.
+    const states = async () => {
+      const { steps, open } = await planOfBuild(config);
+      expect(open).toEqual([]);
+      return steps.filter(({ done }) => !done).map(({ label }) => label);
+    };
+    expect(await states()).toEqual([]);
     flipByte(join(bundle, "unet/model.onnx_data"));
+    expect(await states()).toEqual(["compile"]);
     expect((await stagesOf()).map(([name]) => name)).toEqual(["compile"]);
     const withAdded = Object.fromEntries(Object.entries(before).map(([path, state]) => [path, state.split(" ")[0]]));
     expect(snapshot(bundle)).toEqual(withAdded);

@@ -8,7 +8,7 @@ import { restoreFolder } from "../packages/quad/src/files/replace-folder.ts";
 import { operationsOf, runUntil } from "./helpers/crash.ts";
 import { pocketFolder } from "./helpers/exposed-pocket.ts";
 import { temporaryFolder } from "./helpers/models.ts";
-import { adapterTensors, fewLayers, loadSmallBuild, snapshot } from "./helpers/small-build.ts";
+import { adapterTensors, fewLayers, loadSmallBuild, snapshot, writeSmallBuild } from "./helpers/small-build.ts";
 
 const root = temporaryFolder();
 const isFull = process.env.QUAD_FULL_TESTS === "1";
@@ -22,6 +22,8 @@ interface Case {
   program: (folder: string) => string[];
   /** What must be whole at any time, below the folder. */
   kept: string;
+  /** What is run after it where it was done already; default: the command. */
+  afterwards?: (folder: string) => string[];
   /** Which operations to be killed at; default: all. */
   choose?: (operations: readonly string[]) => number[];
 }
@@ -38,11 +40,14 @@ function withoutHidden(files: Record<string, string>): Record<string, string> {
   return Object.fromEntries(Object.entries(files).filter(([path]) => !/(^|\/)\./.test(path)));
 }
 
-/** Names at and below a folder. */
-const allFiles = (folder: string) => readdirSync(folder, { recursive: true, encoding: "utf8" }).sort();
+/** Names at and below a folder; in keys of results there may be paths. */
+const allFiles = (folder: string) =>
+  readdirSync(folder, { recursive: true, encoding: "utf8" })
+    .map((name) => name.replace(/-[0-9a-f]{16}/, ""))
+    .sort();
 
 /** Kills the command at its operations, one run each, and looks at what is there, before and after the command's next run. */
-async function killEverywhere({ fixture, program, kept, choose }: Case): Promise<void> {
+async function killEverywhere({ fixture, program, kept, afterwards = program, choose }: Case): Promise<void> {
   const undisturbed = copyOf(fixture);
   const old = snapshot(join(undisturbed, kept));
   const operations = operationsOf(program(undisturbed), join(root, "operations"));
@@ -54,22 +59,29 @@ async function killEverywhere({ fixture, program, kept, choose }: Case): Promise
     const what = `killed at ${operation} of ${operations.length}: ${operations[operation - 1]}`;
     const folder = copyOf(fixture);
     expect(runUntil(operation, program(folder)), what).toBe(true);
-    await restoreFolder(join(folder, kept));
-    await restoreFolder(join(folder, kept, "adapters"));
-    const left = withoutHidden(snapshot(join(folder, kept)));
+    // In a copy: looking puts things right, and so has the next run to do by itself.
+    const looked = copyOf(folder);
+    await restoreFolder(join(looked, kept));
+    await restoreFolder(join(looked, kept, "adapters"));
+    const left = withoutHidden(snapshot(join(looked, kept)));
     expect([old, now], what).toContainEqual(left);
-    // Another command is not disturbed by what the killed one left.
-    expect(runUntil(0, program(folder)), what).toBe(false);
+    const isDone = JSON.stringify(left) === JSON.stringify(now);
+    expect(runUntil(0, (isDone ? afterwards : program)(folder)), what).toBe(false);
     expect(snapshot(join(folder, kept)), what).toEqual(now);
     expect(allFiles(folder), what).toEqual(names);
   }
 }
 
-/** Around the moments at which something gets its name, and a few others. */
+/** Around the moment at which the new folder takes the old one's place, and once in the middle. */
 function sample(operations: readonly string[]): number[] {
-  const swaps = operations.flatMap((text, index) => (text.includes(".replaced.") ? [index + 1] : []));
-  const places = [1, Math.floor(operations.length / 2), ...swaps.flatMap((at) => [at, at + 1]), operations.length];
-  return [...new Set(places)].filter((at) => at <= operations.length).sort((a, b) => a - b);
+  const swap = operations.findIndex((text) => text.startsWith("rename") && text.includes(".replaced.")) + 1;
+  return [...new Set([Math.floor(operations.length / 2), swap, swap + 1, swap + 2])];
+}
+
+/** The same, and places all over a command that runs for long. */
+function widerSample(operations: readonly string[]): number[] {
+  const spread = Array.from({ length: 20 }, (_, index) => 1 + Math.floor((index * operations.length) / 20));
+  return [...new Set([...spread, ...sample(operations), operations.length])].sort((one, other) => one - other);
 }
 
 test("a folder that is replaced is the old or the new one, wherever the process is killed", async () => {
@@ -116,12 +128,10 @@ describe("a command that is killed leaves the old or the new, and its next run p
         "-t",
         "late",
       ];
-      await killEverywhere({
-        fixture: fixtureOf("add", ["bundle", "late.safetensors"]),
-        kept: "bundle",
-        program,
-        choose,
-      });
+      const fixture = fixtureOf("add", ["bundle", "late.safetensors"]);
+      // A second time it would be refused: the name is taken.
+      const afterwards = (folder: string) => [quad, "show", join(folder, "bundle"), "--verify"];
+      await killEverywhere({ fixture, kept: "bundle", program, afterwards, choose });
     },
     timeout,
   );
@@ -157,6 +167,39 @@ describe("a command that is killed leaves the old or the new, and its next run p
         program,
         choose,
       });
+    },
+    timeout,
+  );
+
+  test.runIf(isFull)(
+    "quad build, over the bundle of another configuration",
+    async () => {
+      const fixture = fixtureOf("build", ["bundle"]);
+      writeSmallBuild(fixture, { policy: { narrowShare: 0 } });
+      const program = (folder: string) => [quad, "build", join(folder, "quad.config.json")];
+      await killEverywhere({ fixture, kept: "bundle", program, choose: widerSample });
+    },
+    timeout,
+  );
+
+  test.runIf(isFull)(
+    "quad distill, in a bundle",
+    async () => {
+      const fixture = fixtureOf("distill", ["bundle", "work"]);
+      const distill = {
+        adapters: "all",
+        pictures: 3,
+        validationPictures: 1,
+        steps: 4,
+        batch: 2,
+        learningRate: 0.3,
+      } as const;
+      writeSmallBuild(fixture, { distill });
+      const program = (folder: string) => [
+        ...[quad, "distill", join(folder, "bundle"), "--config", join(folder, "quad.config.json")],
+        ...["--adapter", "sketch"],
+      ];
+      await killEverywhere({ fixture, kept: "bundle", program, choose: widerSample });
     },
     timeout,
   );

@@ -2,7 +2,7 @@ import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, statSync, wri
 import { join } from "node:path";
 import { parseSafetensors, serializeSafetensors, toFloat32 } from "@quad-lora/base";
 import { Model, saveModel, Tensor } from "@quad-lora/onnx";
-import { type EvaluateOptions, evaluate, readEvaluation, readImage } from "quad-lora";
+import { type EvaluateOptions, evaluate, planOfEvaluation, readEvaluation, readImage } from "quad-lora";
 import { beforeAll, describe, expect, test } from "vitest";
 import { main } from "../packages/quad/src/cli/main.ts";
 import { frechetDistance } from "../packages/quad/src/metrics/index.ts";
@@ -71,8 +71,11 @@ beforeAll(async () => {
   writeFileSync(path, serializeSafetensors(halved, metadata));
 });
 
+const settings = (out: string, options: Partial<EvaluateOptions> = {}): EvaluateOptions => ({
+  ...{ against: pocketFolder, config, out: join(folder, out), simulate: false, ...options },
+});
 const run = (candidate: string, out: string, options: Partial<EvaluateOptions> = {}) =>
-  evaluate(candidate, { against: pocketFolder, config, out: join(folder, out), simulate: false, ...options });
+  evaluate(candidate, settings(out, options));
 
 /** The same through the command line, with a report. */
 async function commandLine(candidate: string, out: string) {
@@ -105,6 +108,10 @@ async function commandLine(candidate: string, out: string) {
 
 describe("pictures against full precision", { timeout: 300_000 }, () => {
   test("figures are those of the pictures on disk, and an adapter that is as it was is found equal", async () => {
+    const planned = await planOfEvaluation(weakened, settings("weakened-evaluation"));
+    expect(planned.steps[0]).toEqual({ label: "expose", done: false });
+    expect(planned.open).toHaveLength(1);
+    expect(existsSync(join(folder, "weakened-evaluation", "pictures"))).toBe(false);
     const evaluation = await run(weakened, "weakened-evaluation");
     const root = join(folder, "weakened-evaluation");
     expect(await readEvaluation(join(root, "evaluation.json"))).toEqual(evaluation);
@@ -147,7 +154,15 @@ describe("pictures against full precision", { timeout: 300_000 }, () => {
     expect(readFileSync(join(folder, "report.html"), "utf8")).toContain("1 of 2 tasks hold");
     const drawn = /-(reference|candidate)-/;
     for (const [name, time] of times()) if (drawn.test(name)) expect([name, time]).toEqual([name, before.get(name)]);
+    const plan = () => planOfEvaluation(exposed, settings("weakened-evaluation"));
+    const step = (label: string, done: number) => ({ label, done: done === 3, detail: `${done} of 3` });
+    const others = [{ label: "expose", done: true }];
+    expect(await plan()).toEqual({
+      steps: [...others, step("draw: evaluated folder", 1), step("draw: full precision", 3)],
+      open: [],
+    });
     const again = await run(exposed, "weakened-evaluation");
+    expect((await plan()).steps.every(({ done }) => done)).toBe(true);
     const changed = [...times()].filter(([name, time]) => drawn.test(name) && before.get(name) !== time);
     // The references and erase's picture stay; flat's two are new, and the old ones are gone.
     expect(changed.map(([name]) => name.replace(/-[0-9a-f]+\.png/, "")).sort()).toEqual([

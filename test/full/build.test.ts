@@ -95,6 +95,22 @@ describe.skipIf(process.env.QUAD_FULL_TESTS !== "1")("quad build", { timeout: 1_
     expect(stagesIn(again.stdout, "unchanged")).toEqual([...before, "compile"]);
   });
 
+  test("two at once in one work folder leave each other alone, and give what one gives", async () => {
+    const own = join(folder, "twice");
+    mkdirSync(own);
+    const config = writeSmallBuild(own);
+    const both = await Promise.all([run(["build", config]), run(["build", config])]);
+    expect(both.map(({ code, stderr }) => [code, stderr.includes("error")])).toEqual([
+      [0, false],
+      [0, false],
+    ]);
+    expect(snapshot(join(own, "bundle"))).toEqual(undisturbed);
+    const last = await run(["build", config]);
+    expect(stagesIn(last.stdout, "done")).toEqual([]);
+    const leftOver = [...readdirSync(own), ...readdirSync(join(own, "work"))].filter((name) => name.startsWith("."));
+    expect(leftOver).toEqual([]);
+  });
+
   test("Ctrl-C ends it with 130 and leaves no half results", async () => {
     const own = join(folder, "interrupted");
     mkdirSync(own);

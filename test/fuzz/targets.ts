@@ -1,7 +1,7 @@
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { parseSafetensors } from "@quad-lora/base";
+import { parseSafetensors, serializeSafetensors } from "@quad-lora/base";
 import { checkModel, loadModel, Model, runPasses, saveModel, Tensor } from "@quad-lora/onnx";
 import { createScheduler, type FolderFiles, loadTokenizer, openBundle, readOnnxAdapter } from "@quad-lora/runtime";
 import {
@@ -84,6 +84,12 @@ export async function fuzzTargets(build: string, scratch: string): Promise<FuzzT
       ...binary,
       corpus: adapters,
       read: byPath("lora.safetensors", (path) => importAdapter(path, modules)),
+    },
+    {
+      name: "lora-methods",
+      ...binary,
+      corpus: [adapterOfMethods()],
+      read: byPath("methods.safetensors", (path) => importAdapter(path, modules)),
     },
     {
       name: "peft-config",
@@ -200,6 +206,35 @@ async function pocketModules(): Promise<AdaptableModule[]> {
 async function readBundle(bundle: string, path: string, bytes: Uint8Array): Promise<void> {
   const opened = await openBundle(overlay(bundle, { [path]: bytes }));
   for (const file of ["slots.json", "tasks.json", "adapters/flat.safetensors"]) await opened?.files.read(file);
+}
+
+/** An adapter with a layer of every method that is read besides LoRA. */
+function adapterOfMethods(): Uint8Array {
+  const attention = "down_blocks_1_attentions_0_transformer_blocks_0_attn1";
+  const layers: Record<string, Record<string, number[]>> = {
+    [`lora_unet_${attention}_to_q`]: {
+      hada_w1_a: [96, 2],
+      hada_w1_b: [2, 96],
+      hada_w2_a: [96, 2],
+      hada_w2_b: [2, 96],
+      alpha: [],
+    },
+    [`lora_unet_${attention}_to_k`]: { lokr_w1: [4, 4], lokr_w2: [24, 24], alpha: [] },
+    [`lora_unet_${attention}_to_v`]: { lokr_w1_a: [4, 1], lokr_w1_b: [1, 4], lokr_w2_a: [24, 2], lokr_w2_b: [2, 24] },
+    [`base_model.model.${attention}_to_out_0`]: { lora_A: [2, 96], lora_B: [96, 2], lora_E: [2, 1], ranknum: [] },
+    lora_unet_down_blocks_0_resnets_0_conv1: {
+      ...{ hada_t1: [1, 1, 3, 3], hada_w1_a: [1, 48], hada_w1_b: [1, 48] },
+      ...{ hada_t2: [1, 1, 3, 3], hada_w2_a: [1, 48], hada_w2_b: [1, 48] },
+    },
+    lora_unet_conv_in: { lokr_w1: [3, 3], lokr_t2: [2, 2, 3, 3], lokr_w2_a: [2, 16], lokr_w2_b: [2, 3] },
+  };
+  const tensors = Object.entries(layers).flatMap(([module, parts]) =>
+    Object.entries(parts).map(([part, shape]) => {
+      const data = Float32Array.from({ length: shape.reduce((a, b) => a * b, 1) }, (_, i) => (((i * 7) % 11) + 1) / 8);
+      return { name: `${module}.${part}`, dtype: "F32" as const, shape, data };
+    }),
+  );
+  return serializeSafetensors(tensors, { lora_alpha: "4" });
 }
 
 /** A graph of few bytes, so that damage meets structure more often than weights. */

@@ -62,7 +62,8 @@ const entrySchema = z.object({
   shape: z.array(offsetSchema),
   data_offsets: z.tuple([offsetSchema, offsetSchema]),
 });
-const metadataSchema = z.record(z.string(), z.string());
+/** The reference reader takes null for no metadata. */
+const metadataSchema = z.nullable(z.record(z.string(), z.string()));
 
 /** Bytes a tensor takes, or undefined where that is not a whole number, or not a safe one. */
 export function byteLengthOf(dtype: SafetensorsDtype, shape: readonly number[]): number | undefined {
@@ -111,7 +112,7 @@ export function parseSafetensorsHeader(header: Uint8Array, fileSize: number, fil
     if (name === metadataKey) {
       const { data, issue } = checkValue(metadataSchema, value);
       if (issue) throw new InputError({ what: "metadata must map strings to strings", file, where: metadataKey });
-      metadata = data;
+      metadata = data ?? {};
     } else entries.push(parseEntry(name, value, file));
   }
   entries.sort((a, b) => a.begin - b.begin || a.end - b.end);

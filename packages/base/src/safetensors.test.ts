@@ -80,6 +80,11 @@ describe("parseSafetensors refuses", () => {
   });
 });
 
+test("metadata may be null, as for the reference reader", () => {
+  const { tensors, metadata } = parseSafetensors(fileOf({ __metadata__: null, a: entry("U8", [1], 0, 1) }, 1), "f");
+  expect([...tensors.keys(), ...Object.keys(metadata)]).toEqual(["a"]);
+});
+
 test("keys that look alike or equal in different tensors are no duplicates", () => {
   const bytes = fileOf(
     { __metadata__: { a: '"b":"\\', b: "{" }, a: entry("U8", [1], 0, 1), b: entry("U8", [0], 1, 1) },

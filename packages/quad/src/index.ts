@@ -38,6 +38,7 @@ export * from "./encodings-files/index.ts";
 export { evaluate } from "./evaluate/evaluate.ts";
 export type { NetworkPaths } from "./evaluate/networks.ts";
 export type { EvaluateOptions } from "./evaluate/options.ts";
+export { planOfEvaluation } from "./evaluate/plan.ts";
 export type { SimulatedVariant } from "./evaluate/simulated-variants.ts";
 export {
   type ComponentSummary,
@@ -96,7 +97,8 @@ export type { TargetName } from "./targets/index.ts";
 export * from "./train/index.ts";
 export * from "./tune/index.ts";
 export type { Executor, Job, JobContext } from "./work/executors/executor.ts";
-export type { Needs, Step } from "./work/plan.ts";
+export type { ExecutorName } from "./work/executors/index.ts";
+export { type FileReference, type Needs, Plan, type Planned, type ResultReference, type Step } from "./work/plan.ts";
 export type { PlanState } from "./work/plan-state.ts";
 export type { Progress, StageOptions } from "./work/progress.ts";
 export type { AnyStage, Disposable, Json, Stage, StageContext, StageResult } from "./work/stage.ts";

@@ -1,4 +1,5 @@
 import { unetConfigSchema, type VaeConfig, vaeConfigSchema } from "./configs.ts";
+import type { Family } from "./families/family.ts";
 import { type FolderFiles, readJson } from "./files.ts";
 
 /** Width and height in pixels. */
@@ -20,17 +21,21 @@ export function pixelsPerLatent(config: VaeConfig): number {
 }
 
 /**
- * The size that a model draws when nothing says otherwise: a graph's fixed one, else the one that its UNet was trained with.
+ * The size that a model draws when nothing says otherwise: a graph's fixed one, else the one that its network was trained with.
  *
- * @param sampleShape - shape of the UNet's input `sample`, `[batch, channels, height, width]`; unknown lengths are not numbers
+ * @param sampleShape - shape of the network's input for latents; unknown lengths are not numbers
  * @throws InputError when a configuration is broken
  */
-export async function readDefaultSize(files: FolderFiles, sampleShape: readonly unknown[]): Promise<PictureSize> {
-  const path = "unet/config.json";
+export async function readDefaultSize(
+  files: FolderFiles,
+  family: Family,
+  sampleShape: readonly unknown[],
+): Promise<PictureSize> {
+  const path = `${family.denoiser}/config.json`;
   const config = (await files.exists(path)) ? await readJson(files, path, unetConfigSchema) : {};
-  const size = config.sample_size ?? 64;
+  const size = config.sample_size ?? family.defaults.size;
   const [height, width] = typeof size === "number" ? [size, size] : size;
-  const [, , fixedHeight, fixedWidth] = sampleShape;
+  const [, , fixedHeight, fixedWidth] = family.layout ? [] : sampleShape;
   const factor = pixelsPerLatent(await readVaeConfig(files));
   return {
     width: factor * (typeof fixedWidth === "number" ? fixedWidth : width),

@@ -4,6 +4,8 @@ export { AdapterBank, type AdapterFeeds, type Strengths } from "./adapters.ts";
 export { type Slot, type SlotsFile, slotsFileSchema } from "./configs.ts";
 export { type PictureSize, pixelsPerLatent, readDefaultSize, readVaeConfig } from "./default-size.ts";
 export type { ModelRun, StepInfo } from "./denoise.ts";
+export type { Conditions, Family, RowInput } from "./families/family.ts";
+export { families, familyOfClass, readFamily } from "./families/index.ts";
 export { type FetchOptions, type FolderFiles, fetchFiles, parseJson, readJson } from "./files.ts";
 export type { GeneratedImage, GenerateOptions } from "./generate.ts";
 export { type Mask, type RgbImage, resizeNearest, rgbaFromRgb, rgbFromRgba } from "./images.ts";

@@ -239,14 +239,14 @@ export class FloatInput {
 
 /**
  * The time step input: exporters disagree on int64, int32 or a float type, and on rank 0 or 1.
- * A symbolic first dimension becomes 1, which the graph broadcasts over the batch.
  */
 export class TimestepInput {
   readonly tensor: Tensor;
   readonly #set: (timestep: number) => void;
 
-  constructor(ort: OrtModule, port: Port) {
-    const dims = port.shape.map((size) => (typeof size === "number" ? size : 1));
+  /** @param rows - what a symbolic dimension becomes; by default 1, which the graph broadcasts over the batch */
+  constructor(ort: OrtModule, port: Port, rows = 1) {
+    const dims = port.shape.map((size) => (typeof size === "number" ? size : rows));
     const length = dims.reduce((product, size) => product * size, 1);
     if (port.type === "int64") {
       const data = new BigInt64Array(length);
@@ -273,6 +273,17 @@ export class TimestepInput {
   set(timestep: number): void {
     this.#set(timestep);
   }
+}
+
+/** A tensor of a graph input's own type over numbers. */
+export function numbersTensor(ort: OrtModule, port: Port, values: Float32Array, dims: readonly number[]): Tensor {
+  const { type } = port;
+  if (type === "float32" || type === "float16") return floatTensor(ort, type, values, dims);
+  if (type === "int64")
+    return tensorFrom(ort, { type, data: BigInt64Array.from(values, (value) => BigInt(Math.round(value))), dims });
+  if (type === "int32") return tensorFrom(ort, { type, data: Int32Array.from(values), dims });
+  if (type === "bool") return tensorFrom(ort, { type, data: Uint8Array.from(values), dims });
+  return tensorFrom(ort, { type, data: Float64Array.from(values), dims });
 }
 
 /** Token numbers as the graph wants them: int64 (`BigInt64Array`) or int32. `[1, tokens]`. */

@@ -6,6 +6,8 @@ import { AdapterBank, type AdapterFeeds } from "./adapters.ts";
 import { Autoencoder } from "./autoencoder.ts";
 import { type SlotsFile, slotsFileSchema } from "./configs.ts";
 import { type PictureSize, readDefaultSize } from "./default-size.ts";
+import type { EncoderDefinition, Family } from "./families/family.ts";
+import { readFamily } from "./families/index.ts";
 import { type FolderFiles, readJson, readRequired } from "./files.ts";
 import { type GeneratedImage, type GenerateOptions, generateImage } from "./generate.ts";
 import { type BundleManifest, identityOf } from "./manifest.ts";
@@ -41,7 +43,9 @@ interface PipelineParts {
   files: FolderFiles;
   components: ReadonlyMap<string, Component>;
   autoencoder: Autoencoder;
-  textEncoder: TextEncoder;
+  family: Family;
+  /** By component, those that the folder has. */
+  encoders: ReadonlyMap<string, TextEncoder>;
   schedulerConfig: Record<string, unknown>;
   defaultSize: PictureSize;
   tasks: ReadonlyMap<string, Task>;
@@ -67,17 +71,24 @@ export async function openPipeline(options: OpenOptions): Promise<Pipeline> {
   const tasks = new Map([...(bundle?.tasks ?? []), ...(await readTasks(files, slots !== undefined))]);
   const schedulerPath = "scheduler/scheduler_config.json";
   const schedulerText = new TextDecoder().decode(await readRequired(files, schedulerPath));
-  const schedulerConfig = parseSchedulerConfigText(schedulerText, files.describe(schedulerPath));
+  const schedulerFile = files.describe(schedulerPath);
+  const schedulerConfig = parseSchedulerConfigText(schedulerText, schedulerFile) as Record<string, unknown>;
+  const family = await readFamily(files);
 
   const components = new Map<string, Component>();
-  for (const name of ["text_encoder", "unet"])
+  const encoders = new Map<string, TextEncoder>();
+  for (const definition of family.encoders) {
+    const { component: name } = definition;
+    if (definition.optional && !(await files.exists(`${name}/model.onnx`))) continue;
+    const component = await Component.open(ort, files, name, optionsFor(name));
+    components.set(name, component);
+    encoders.set(name, await openEncoder(options, files, component, definition, schedulerConfig));
+  }
+  for (const name of [family.denoiser, ...(family.control ? [family.control] : [])]) {
     components.set(name, await Component.open(ort, files, name, optionsFor(name)));
+  }
   const autoencoder = await Autoencoder.open(ort, files, optionsFor);
-  const unet = components.get("unet")!;
-  const encoder = components.get("text_encoder")!;
-
-  const tokens = encoder.input("input_ids").shape[1];
-  const tokenizer = await loadTokenizer(files, typeof tokens === "number" ? tokens : 77);
+  const denoiser = components.get(family.denoiser)!;
   const bank =
     slots &&
     new AdapterBank(ort, slots, components, files.describe("slots.json"), bundle && identityOf(bundle.manifest));
@@ -86,9 +97,10 @@ export async function openPipeline(options: OpenOptions): Promise<Pipeline> {
     files,
     components,
     autoencoder,
-    textEncoder: new TextEncoder(ort, encoder, tokenizer),
-    schedulerConfig: schedulerConfig as Record<string, unknown>,
-    defaultSize: await readDefaultSize(files, unet.input("sample").shape),
+    family,
+    encoders,
+    schedulerConfig,
+    defaultSize: await readDefaultSize(files, family, denoiser.input(family.sample).shape),
     tasks,
     bank,
     manifest: bundle?.manifest,
@@ -107,6 +119,7 @@ export class Pipeline {
   readonly #bound = new Map<string, Record<string, Tensor>>();
   #use: Use;
   #uses = 0;
+  #isDisposed = false;
 
   /** Made by {@link openPipeline}. */
   constructor(parts: PipelineParts) {
@@ -196,21 +209,20 @@ export class Pipeline {
    * @throws the signal's reason (an `AbortError` by default) when aborted
    */
   async generate(options: GenerateOptions): Promise<GeneratedImage> {
-    const { ort, files, components, autoencoder, textEncoder, schedulerConfig, defaultSize } = this.#parts;
+    this.#refuseDisposed();
+    const { ort, files, components, family, autoencoder, encoders, schedulerConfig, defaultSize } = this.#parts;
+    // A later selection does not disturb a picture that is under way.
     const { key, task, feeds } = this.#use;
-    const textFeeds = feeds?.get("text_encoder");
+    const bound = new Map(this.#bound);
     return generateImage(
       {
-        ort,
-        unet: components.get("unet")!,
-        autoencoder,
-        textEncoder,
-        schedulerConfig,
+        ...{ ort, family, autoencoder, encoders, schedulerConfig, defaultSize, task },
+        denoiser: components.get(family.denoiser)!,
+        control: family.control === undefined ? undefined : components.get(family.control),
         schedulerFile: files.describe("scheduler/scheduler_config.json"),
-        defaultSize,
-        task,
-        // Without slots of its own the text encoder gives the same for every adapter.
-        adapters: { key: textFeeds ? key : "", unet: this.#feedsOf("unet"), textEncoder: textFeeds ?? {} },
+        adapters: (component) => ({ ...bound.get(component), ...feeds?.get(component) }),
+        // Without slots of its own a text encoder gives the same for every adapter.
+        adapterKey: (component) => (feeds?.get(component) ? key : ""),
       },
       options,
     );
@@ -220,13 +232,14 @@ export class Pipeline {
    * Runs one graph once on given tensors: for measurements, calibration and tests. The adapter inputs come from the
    * selection in use unless given.
    *
-   * @param component - `unet`, `text_encoder`, `vae_encoder` or `vae_decoder`
+   * @param component - folder of a graph, such as `unet`, `text_encoder`, `vae_encoder` or `vae_decoder`
    * @throws InputError when the component is unknown, or inputs are missing, unknown or do not fit
    */
   async runComponent(
     component: string,
     inputs: Readonly<Record<string, TensorData>>,
   ): Promise<Record<string, TensorData>> {
+    this.#refuseDisposed();
     const { ort } = this.#parts;
     const graph = await this.#component(component);
     const feeds = this.#feedsOf(component);
@@ -241,10 +254,8 @@ export class Pipeline {
     if (name === "vae_encoder") return autoencoder.encoder();
     const component = components.get(name);
     if (component) return component;
-    throw new InputError({
-      what: `no component ${name}`,
-      expected: "unet, text_encoder, vae_encoder or vae_decoder",
-    });
+    const known = [...components.keys(), "vae_encoder", "vae_decoder"];
+    throw new InputError({ what: `no component ${name}`, expected: `one of ${known.join(", ")}` });
   }
 
   /**
@@ -258,8 +269,10 @@ export class Pipeline {
     this.#loading.set(name, Promise.resolve());
   }
 
-  /** Frees all sessions. The pipeline is unusable afterwards. */
+  /** Frees all sessions; again, it does nothing. What is called afterwards throws an InputError. */
   async dispose(): Promise<void> {
+    if (this.#isDisposed) return;
+    this.#isDisposed = true;
     for (const component of this.#parts.components.values()) await component.release();
     await this.#parts.autoencoder.release();
   }
@@ -267,6 +280,11 @@ export class Pipeline {
   /** As {@link dispose}, for `await using pipeline = ...`. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.dispose();
+  }
+
+  #refuseDisposed(): void {
+    if (!this.#isDisposed) return;
+    throw new InputError({ what: "the pipeline was disposed of", fix: "Open it again." });
   }
 
   #resolve(selection: Selection): { task: Task; strengths: Map<string, number> } {
@@ -313,6 +331,21 @@ export class Pipeline {
       fix: "Run quad expose on the model first.",
     });
   }
+}
+
+async function openEncoder(
+  { ort }: OpenOptions,
+  files: FolderFiles,
+  component: Component,
+  definition: EncoderDefinition,
+  schedulerConfig: Readonly<Record<string, unknown>>,
+): Promise<TextEncoder> {
+  const tokens = component.input("input_ids").shape[1];
+  const tokenizer = await loadTokenizer(files, typeof tokens === "number" ? tokens : 77, {
+    folder: definition.tokenizer,
+    tokens: definition.tokens?.(schedulerConfig),
+  });
+  return new TextEncoder(ort, component, tokenizer, definition);
 }
 
 /** Codes mean nothing without the bundle that says what they stand for: a folder that lost its manifest is damaged. */

@@ -1,30 +1,26 @@
 import { InputError } from "@quad-lora/base";
 import type { Tensor } from "onnxruntime-common";
+import type { EncoderDefinition, PromptEncoding, RowInput } from "./families/family.ts";
 import { type Component, floatsOf, type OrtModule, tokenTensor } from "./ort.ts";
 import type { PromptTokenizer } from "./tokenizer.ts";
 
 /** Prompts whose encodings are kept: a picture needs two, and a session tends to return to a few. */
 const cacheSize = 16;
 
-/** A prompt's hidden states, `[tokens, width]`. */
-export interface PromptEncoding {
-  tokens: number;
-  width: number;
-  values: Float32Array;
-}
-
 /** Tokenizes and encodes prompts, and remembers the most recent. */
 export class TextEncoder {
   readonly component: Component;
   readonly #ort: OrtModule;
   readonly #tokenizer: PromptTokenizer;
+  readonly #definition: EncoderDefinition;
   /** In order of use, oldest first. */
   readonly #cache = new Map<string, PromptEncoding>();
 
-  constructor(ort: OrtModule, component: Component, tokenizer: PromptTokenizer) {
+  constructor(ort: OrtModule, component: Component, tokenizer: PromptTokenizer, definition: EncoderDefinition) {
     this.#ort = ort;
     this.component = component;
     this.#tokenizer = tokenizer;
+    this.#definition = definition;
   }
 
   /**
@@ -42,19 +38,33 @@ export class TextEncoder {
   }
 
   async #run(prompt: string, adapters: Record<string, Tensor>): Promise<PromptEncoding> {
-    const port = this.component.input("input_ids");
-    const ids = this.#tokenizer.encode(prompt);
-    const outputs = await this.component.run({ ...adapters, [port.name]: tokenTensor(this.#ort, port, ids) });
-    const output = outputs.last_hidden_state ?? Object.values(outputs).find((tensor) => tensor.dims.length === 3);
-    if (!output) {
-      throw new InputError({
-        what: "the text encoder gives no hidden states",
-        file: this.component.file,
-        expected: "an output [batch, tokens, width]",
-        got: Object.keys(outputs).join(", "),
-      });
+    const { component } = this;
+    const port = component.input("input_ids");
+    const { ids, mask } = this.#tokenizer.encodeMasked(this.#definition.prepare?.(prompt) ?? prompt);
+    const feeds = { ...adapters, [port.name]: tokenTensor(this.#ort, port, ids) };
+    const maskPort = component.inputs.get("attention_mask");
+    if (maskPort) feeds[maskPort.name] = tokenTensor(this.#ort, maskPort, mask);
+    const results = await component.run(feeds);
+    const names = this.#definition.outputs(Object.keys(results));
+    const outputs = new Map<string, RowInput>();
+    for (const name of names) {
+      const output = results[name];
+      if (!output) throw this.#lacks(names, results);
+      // A copy: on the web an output may live in memory that the next run takes back.
+      outputs.set(name, { dims: output.dims.slice(1), values: floatsOf(output).slice() });
     }
-    // A copy: on the web an output may live in memory that the next run takes back.
-    return { tokens: output.dims[1], width: output.dims[2], values: floatsOf(output).slice() };
+    const [states] = outputs.values();
+    if (!states) throw this.#lacks(names, results);
+    return { states, outputs, mask };
+  }
+
+  #lacks(names: readonly string[], results: Readonly<Record<string, Tensor>>): InputError {
+    return new InputError({
+      what: "the text encoder lacks an output that its family needs",
+      file: this.component.file,
+      expected: names.join(", ") || "hidden states [batch, tokens, width]",
+      got: Object.keys(results).join(", "),
+      fix: "Export the pipeline with Optimum, which writes all hidden states.",
+    });
   }
 }

@@ -4,7 +4,7 @@ import { RE2JS } from "re2js";
 /** Instructions that all patterns of a file may compile to: what matching costs grows with them. */
 const mostInstructions = 10_000;
 /** Entries of a table, of which most are plain paths. */
-const mostEntries = 100_000;
+const mostEntries = 10_000;
 
 /**
  * A table of PEFT's, from patterns to numbers: `{"attn1\\.to_[kv]": 8, "to_q": 4}`. A pattern is a regular expression for

@@ -124,6 +124,7 @@ async function readFactors(
   const fitting = methods.filter(({ accepts }) => accepts(parts));
   const method = fitting[0];
   if (!method) return { expected: "a layer's factors", got: [...parts].join(", ") };
+  // AdaLoRA's layers are LoRA's with a tensor more.
   const isMixed = method.name !== "AdaLoRA" && fitting.length > 1;
   if (isMixed) return { expected: "one method for a layer", got: fitting.map(({ name }) => name).join(" and ") };
   const source = sourceOf(targetModules(target)[0].component, group.format);

@@ -35,6 +35,8 @@ export interface AddOptions extends StageOptions {
   cases?: readonly TaskCase[];
   /** Take an adapter that has layers without a slot in the bundle. */
   partial?: boolean;
+  /** Told what the user has to know of how the file was read, such as a change that was shortened. */
+  onWarning?: (text: string) => void;
 }
 
 const defaultCases = 4;
@@ -50,6 +52,7 @@ export async function addToBundle(options: AddOptions): Promise<AdapterRecord> {
   const { bundle, profile, slots } = frozen;
   refuseTakenName(options);
   const imported = await importAdapter(options.adapter, slotModules(slots), { name });
+  for (const text of imported.report.warnings) options.onWarning?.(`adapter "${name}": ${text}`);
   refuseLargeRank(imported, slots);
   const withoutSlot = lostKeys(imported);
   if (withoutSlot.length > 0 && !options.partial) refusePartial(imported, withoutSlot);

@@ -2,10 +2,10 @@ import { createHash } from "node:crypto";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { temporaryFolder as scratch } from "../../../../test/helpers/models.ts";
+import { temporaryFolder } from "../../../../test/helpers/models.ts";
 import { readManifest, readRecords, recordFiles } from "./bundle-folder.ts";
 
-const folder = scratch();
+const folder = temporaryFolder();
 
 function write(path: string, text: string): void {
   mkdirSync(dirname(path), { recursive: true });

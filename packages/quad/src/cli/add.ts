@@ -72,6 +72,7 @@ export function addCommand(terminal: () => Terminal): Command {
         ...(options.partial ? { partial: true } : {}),
         ...(options.distill ? { distill: await distillSettings(options.config) } : {}),
         ...stageOptions(out),
+        onWarning: out.warn,
       });
       out.endProgress();
       if (record.withoutSlot.length > 0) {

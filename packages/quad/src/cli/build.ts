@@ -1,6 +1,7 @@
-import { Command } from "commander";
+import { Command, Option } from "commander";
 import { loadConfig } from "../settings/config.ts";
 import { build, planOfBuild } from "../stages/build.ts";
+import { type ExecutorName, executors } from "../work/executors/index.ts";
 import { stageOptions } from "./interrupt.ts";
 import { printAdapters, printPlan, printProfile } from "./tables.ts";
 import { formatDuration, type Terminal } from "./terminal.ts";
@@ -12,15 +13,22 @@ export function buildCommand(terminal: () => Terminal): Command {
       "Runs the stages expose, record, observe, profile, tune (where it is on), distill and compile over a configuration\n(quad.config.json or .ts). Stages whose inputs have not changed are skipped; an interrupted build continues where it stopped.",
     )
     .argument("<config>", "quad.config.json or quad.config.ts")
+    .addOption(
+      new Option(
+        "--executor <name>",
+        "where steps run; default: side by side in child processes, as memory allows",
+      ).choices(Object.keys(executors)),
+    )
     .option("--plan", "only say which steps are done, and which a build would do")
     .addHelpText("after", "\nExample:\n  quad build models/pocket/quad.config.json\n  quad show bundle")
-    .action(async (path: string, options: { plan?: boolean }) => {
+    .action(async (path: string, options: { plan?: boolean; executor?: ExecutorName }) => {
       const out = terminal();
       const config = await loadConfig(path);
       if (options.plan) return printPlan(out, await planOfBuild(config));
       const started = performance.now();
       const { profile, adapters, base, stages } = await build(config, {
         ...stageOptions(out),
+        executor: options.executor,
         onStage: (name, { reused }) => out.print(`${reused ? "unchanged" : "done     "}  ${name}`),
         onWarning: (text) => out.warn(text),
       });

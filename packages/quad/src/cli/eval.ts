@@ -3,12 +3,15 @@ import { basename, dirname, join } from "node:path";
 import { InputError } from "@quad-lora/base";
 import { Command, InvalidArgumentError } from "commander";
 import { evaluate } from "../evaluate/evaluate.ts";
+import type { EvaluateOptions } from "../evaluate/options.ts";
+import { planOfEvaluation } from "../evaluate/plan.ts";
 import type { Evaluation } from "../records/evaluation.ts";
 import { writeReport } from "../report/report.ts";
 import { loadConfig } from "../settings/config.ts";
 import { withoutUndefined } from "../settings/without-undefined.ts";
 import { collectPairs, parseCount, parseNumber } from "./arguments.ts";
 import { stageOptions } from "./interrupt.ts";
+import { printPlan } from "./tables.ts";
 import { formatDuration, formatTable, type Terminal } from "./terminal.ts";
 
 interface Options {
@@ -31,6 +34,7 @@ interface Options {
   clipImage?: string;
   clipText?: string;
   clipTokenizer?: string;
+  plan?: boolean;
 }
 
 export function evalCommand(terminal: () => Terminal): Command {
@@ -59,6 +63,7 @@ export function evalCommand(terminal: () => Terminal): Command {
     .option("--clip-image <file>", "CLIP's image encoder with projection as ONNX")
     .option("--clip-text <file>", "CLIP's text encoder with projection as ONNX, its tokenizer beside it")
     .option("--clip-tokenizer <folder>", "folder with CLIP's tokenizer.json")
+    .option("--plan", "only say what is drawn and measured already, and what an evaluation would do")
     .addHelpText("after", "\nExample:\n  quad eval bundle --against models/pocket --report report.html")
     .action(async (folder: string, options: Options) => {
       const out = terminal();
@@ -67,7 +72,7 @@ export function evalCommand(terminal: () => Terminal): Command {
       const config = await loadConfig(configPath);
       const target = options.out ?? join(options.report ? dirname(options.report) : ".", "evaluation");
       const { lpips, inception, inceptionRange, clipImage, clipText, clipTokenizer } = options;
-      const evaluation = await evaluate(folder, {
+      const settings: EvaluateOptions = {
         against: options.against,
         config,
         out: target,
@@ -80,8 +85,9 @@ export function evalCommand(terminal: () => Terminal): Command {
         shares: options.shares,
         layerCalls: options.layerCalls,
         networks: withoutUndefined({ lpips, inception, inceptionRange, clipImage, clipText, clipTokenizer }),
-        ...stageOptions(out),
-      });
+      };
+      if (options.plan) return printPlan(out, await planOfEvaluation(folder, settings));
+      const evaluation = await evaluate(folder, { ...settings, ...stageOptions(out) });
       out.endProgress();
       const file = join(target, "evaluation.json");
       if (options.report) {

@@ -1,5 +1,6 @@
 import { Command } from "commander";
 import { inspectModel } from "../expose/expose.ts";
+import { unnamed } from "../layers/find-layers.ts";
 import { openModelFolder } from "../model/model-folder.ts";
 import { collectPairs } from "./arguments.ts";
 import { reportToJson, warnOfLostKeys } from "./report.ts";
@@ -50,6 +51,11 @@ export function inspectCommand(terminal: () => Terminal): Command {
           ]),
         ]),
       );
+      for (const { component, skipped } of components) {
+        const count = skipped.filter(({ reason }) => reason === unnamed).length;
+        if (count > 0)
+          out.warn(`${component}: ${count} layers carry no module name, so that no adapter's key can mean them`);
+      }
       if (options.layers) {
         const rows = components.flatMap(({ component, layers }) =>
           layers.map((layer) => [

@@ -79,6 +79,8 @@ export function printAdapters(out: Terminal, adapters: readonly AdapterRecord[],
 /** The steps of a plan, and how far it is. */
 export function printPlan(out: Terminal, { steps, open }: PlanState): void {
   out.result({ steps, open });
-  for (const { label, done } of steps) out.print(`${done ? "done " : "to do"}  ${label}`);
+  for (const { label, done, detail } of steps) {
+    out.print(`${done ? "done " : "to do"}  ${label}${detail ? `, ${detail}` : ""}`);
+  }
   for (const { after, what } of open) out.print(`open   ${what} (known after ${after})`);
 }

@@ -34,9 +34,8 @@ export async function measureCauses(
   const noise: Record<string, TaskNoise> = {};
   const results = new Results(options.cache);
   for (const [task, [first]] of options.calls > 0 ? cases : []) {
-    const bundled = options.bundle ? await adapterHashes(options.bundle, task, simulations) : null;
     const { calls, bundle, signal, onProgress } = options;
-    const key = keyOf("noise", noiseVersion, [simulations.identityOf(task), keyOfCase(first), calls, bundled]);
+    const key = await noiseKey(simulations, task, first, options);
     noise[task] = await results.value("noise", key, noiseSchema, async () => {
       const trajectory = await recordCase(reference, task, first, signal);
       const measured = await measureNoise(simulations, [trajectory], { calls, bundle, signal, onProgress });
@@ -48,6 +47,32 @@ export async function measureCauses(
     noise: options.calls > 0 ? { calls: options.calls, tasks: noise } : null,
     ranges: observations ? { stepGroups: observations.stepGroups, points } : null,
   };
+}
+
+/** How many tasks' layers are measured. */
+export async function countNoise(
+  simulations: Simulations,
+  cases: ReadonlyMap<string, readonly PreparedCase[]>,
+  options: Pick<CauseOptions, "cache" | "calls" | "bundle">,
+): Promise<{ done: number; total: number }> {
+  const results = new Results(options.cache);
+  let done = 0;
+  if (options.calls === 0) return { done, total: 0 };
+  for (const [task, [first]] of cases) {
+    const key = await noiseKey(simulations, task, first, options);
+    if (existsSync(results.path("noise", key, ".json"))) done++;
+  }
+  return { done, total: cases.size };
+}
+
+async function noiseKey(
+  simulations: Simulations,
+  task: string,
+  first: PreparedCase,
+  { calls, bundle }: Pick<CauseOptions, "calls" | "bundle">,
+): Promise<string> {
+  const bundled = bundle ? await adapterHashes(bundle, task, simulations) : null;
+  return keyOf("noise", noiseVersion, [simulations.identityOf(task), keyOfCase(first), calls, bundled]);
 }
 
 /** Every call of the denoiser while the full-precision model draws one case. */

@@ -8,16 +8,14 @@ import type { StageOptions } from "../work/progress.ts";
 import { Results } from "../work/results.ts";
 import { measureCauses } from "./causes.ts";
 import { machineFacts, storageOf, versionFacts } from "./facts.ts";
-import { folderDrawer, folderIdentity } from "./folder-drawer.ts";
 import { openNetworks } from "./networks.ts";
-import type { EvaluateOptions } from "./options.ts";
+import { defaultLayerCalls, type EvaluateOptions } from "./options.ts";
 import { drawPictures } from "./pictures.ts";
 import { exposeReference, type Reference } from "./reference.ts";
 import { ablationOf, compareAll, describeResults, scalesOf } from "./results.ts";
+import { candidateVariant, isBundle, referenceVariant } from "./sides.ts";
 import { type DrawnVariant, findSimulation, sharesOf, simulatedVariants } from "./simulated-variants.ts";
 import { leaveOutTasks, openSubject, type Subject } from "./subject.ts";
-
-const defaultLayerCalls = 3;
 
 /**
  * Stage: a bundle (or exposed folder) and the full-precision model -> `evaluation.json` with pictures. Both sides draw
@@ -87,19 +85,8 @@ async function findVariants(
   notes: string[],
 ): Promise<{ variants: DrawnVariant[]; causes: Pick<Evaluation, "noise" | "ranges"> }> {
   const variants: DrawnVariant[] = [
-    {
-      info: {
-        name: "reference",
-        label: "full precision",
-        description: "The original model with the original adapter.",
-        kind: "reference",
-      },
-      drawer: folderDrawer(reference.folder, tasks, await folderIdentity(reference.folder, work.hashes)),
-    },
-    {
-      info: candidateInfo(candidate),
-      drawer: folderDrawer(candidate, tasks, await folderIdentity(candidate, work.hashes)),
-    },
+    await referenceVariant(reference.folder, tasks, work.hashes),
+    await candidateVariant(candidate, tasks, work.hashes),
   ];
   const simulation = await findSimulation(candidate, reference, tasks, { ...options, ...work }, notes);
   if (!simulation) return { variants, causes: { noise: null, ranges: null } };
@@ -113,19 +100,6 @@ async function findVariants(
   const shares = sharesOf(simulation, causes.noise, options.shares, notes);
   variants.push(...simulatedVariants(simulation, shares, options.simulate || undefined));
   return { variants: variants.toSorted((a, b) => placeOf(a.info) - placeOf(b.info)), causes };
-}
-
-function isBundle(folder: string): boolean {
-  return existsSync(join(folder, "manifest.json"));
-}
-
-function candidateInfo(candidate: string): VariantInfo {
-  return {
-    name: "candidate",
-    label: isBundle(candidate) ? "bundle" : "evaluated folder",
-    description: isBundle(candidate) ? "The bundle as it would ship." : "The folder under evaluation.",
-    kind: "candidate",
-  };
 }
 
 const order = ["reference", "untrained", "candidate"];

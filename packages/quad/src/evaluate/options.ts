@@ -3,6 +3,9 @@ import type { StageOptions } from "../work/progress.ts";
 import type { NetworkPaths } from "./networks.ts";
 import type { SimulatedVariant } from "./simulated-variants.ts";
 
+/** Denoiser calls per task that layers are measured on. */
+export const defaultLayerCalls = 3;
+
 /** What `evaluate` compares with, draws and measures. */
 export interface EvaluateOptions extends StageOptions {
   /** Full-precision model folder, or an exposed folder. */

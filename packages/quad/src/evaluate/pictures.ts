@@ -1,3 +1,4 @@
+import { existsSync } from "node:fs";
 import { basename } from "node:path";
 import type { Pipeline, RgbImage } from "@quad-lora/runtime";
 import { hashBytes } from "../files/hash.ts";
@@ -40,17 +41,7 @@ export async function drawPictures(
   { signal, onProgress }: StageOptions = {},
 ): Promise<Map<string, string[]>> {
   const results = new Results(folder);
-  const pictures = new Map<string, { picture: string; key: string; request: PreparedCase }[]>();
-  for (const [task, cases] of tasks) {
-    const identity = drawer.identity(task);
-    if (identity === null) continue;
-    const keyed = cases.map((request, index) => ({
-      picture: `${task}-${index + 1}-${name}`,
-      key: keyOf("picture", drawingVersion, [identity, keyOfCase(request)]),
-      request,
-    }));
-    pictures.set(task, keyed);
-  }
+  const pictures = picturesOf(name, drawer, tasks);
   const total = [...pictures.values()].reduce((sum, list) => sum + list.length, 0);
   const files = new Map<string, string[]>();
   let done = 0;
@@ -77,6 +68,46 @@ export async function drawPictures(
     await opened?.dispose();
   }
   return files;
+}
+
+/** How many of a variant's pictures are there. */
+export function countPictures(
+  folder: string,
+  name: string,
+  drawer: Drawer,
+  tasks: ReadonlyMap<string, readonly PreparedCase[]>,
+): { done: number; total: number } {
+  const results = new Results(folder);
+  const all = [...picturesOf(name, drawer, tasks).values()].flat();
+  const done = all.filter(({ picture, key }) => existsSync(results.path(picture, key, ".png")));
+  return { done: done.length, total: all.length };
+}
+
+interface KeyedPicture {
+  /** Name for its file. */
+  picture: string;
+  key: string;
+  request: PreparedCase;
+}
+
+/** A variant's pictures by task, without the tasks that it cannot draw. */
+function picturesOf(
+  name: string,
+  drawer: Drawer,
+  tasks: ReadonlyMap<string, readonly PreparedCase[]>,
+): Map<string, KeyedPicture[]> {
+  const pictures = new Map<string, KeyedPicture[]>();
+  for (const [task, cases] of tasks) {
+    const identity = drawer.identity(task);
+    if (identity === null) continue;
+    const keyed = cases.map((request, index) => ({
+      picture: `${task}-${index + 1}-${name}`,
+      key: keyOf("picture", drawingVersion, [identity, keyOfCase(request)]),
+      request,
+    }));
+    pictures.set(task, keyed);
+  }
+  return pictures;
 }
 
 /** What a case that is drawn depends on by itself, as JSON. */

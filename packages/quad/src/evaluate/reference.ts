@@ -37,6 +37,15 @@ export interface Reference {
  * @throws InputError when `against` is neither, or is itself quantized
  */
 export async function exposeReference(against: string, options: ReferenceOptions): Promise<Reference> {
+  const { folder, ...sources } = findReference(against, options);
+  return { ...sources, folder: folder ?? (await exposeCached(against, sources.adapters, options)) };
+}
+
+/** What {@link exposeReference} goes by; the folder is null where it has to be exposed, or was in an earlier run. */
+export function findReference(
+  against: string,
+  options: Pick<ReferenceOptions, "wanted" | "adapters" | "config">,
+): Omit<Reference, "folder"> & { folder: string | null } {
   if (existsSync(join(against, "manifest.json"))) {
     throw new InputError({
       what: "is a bundle: its graph is quantized",
@@ -58,7 +67,19 @@ export async function exposeReference(against: string, options: ReferenceOptions
     if (path) found[name] = path;
     else missing.push(name);
   }
-  return { folder: await exposeCached(against, found, options), adapters: found, missing };
+  return { folder: null, adapters: found, missing };
+}
+
+/** Where the exposed folder of a model is in the cache; null where it is not. */
+export async function findExposed(
+  model: string,
+  adapters: Readonly<Record<string, string>>,
+  { cache, hashes }: Pick<ReferenceOptions, "cache" | "hashes">,
+): Promise<string | null> {
+  const plan = new Plan();
+  await planExpose(plan, { model, adapters }, hashes);
+  const found = new Results(cache).find("expose", plan.keyOf("expose"));
+  return found && join(found, "exposed");
 }
 
 /** The stage expose over a model folder, or its result where that is in the cache. */
@@ -78,7 +99,11 @@ export async function exposeCached(
   }
 }
 
-function originalOf(name: string, model: string, { adapters, config }: ReferenceOptions): string | undefined {
+function originalOf(
+  name: string,
+  model: string,
+  { adapters, config }: Pick<ReferenceOptions, "adapters" | "config">,
+): string | undefined {
   const given = adapters[name] ?? config?.adapters[name];
   if (given !== undefined) return given;
   return [join(model, "adapters", name), join(model, "adapters", `${name}.safetensors`)].find(existsSync);

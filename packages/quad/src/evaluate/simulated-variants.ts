@@ -13,7 +13,7 @@ import { strictestTarget } from "../targets/index.ts";
 import type { HashCache } from "../work/hash-tree.ts";
 import type { StageOptions } from "../work/progress.ts";
 import type { Drawer } from "./pictures.ts";
-import { exposeCached } from "./reference.ts";
+import { exposeCached, findExposed } from "./reference.ts";
 import { Simulations } from "./simulations.ts";
 
 export interface FindOptions extends StageOptions {
@@ -24,6 +24,8 @@ export interface FindOptions extends StageOptions {
   simulate?: false | readonly SimulatedVariant[] | undefined;
   cache: string;
   hashes: HashCache;
+  /** With false, a folder that would have to be exposed first counts as none. */
+  mayExpose?: boolean;
 }
 
 /** What simulation needs, where it is all there; what is missing goes into the notes. */
@@ -67,7 +69,9 @@ async function matchingFolder(
 ): Promise<string | null> {
   if (await (await ExposedModel.open(reference.folder)).isOf(profile)) return reference.folder;
   if (existsSync(join(options.against, "slots.json"))) return null;
-  const folder = await exposeCached(options.against, options.config.adapters, options);
+  const find = options.mayExpose === false ? findExposed : exposeCached;
+  const folder = await find(options.against, options.config.adapters, options);
+  if (!folder) return null;
   return (await (await ExposedModel.open(folder)).isOf(profile)) ? folder : null;
 }
 

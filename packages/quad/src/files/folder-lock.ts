@@ -2,11 +2,12 @@ import { link, mkdir, readFile, rename, rm, stat, writeFile } from "node:fs/prom
 import { basename, dirname, join } from "node:path";
 import { setTimeout } from "node:timers/promises";
 import { InputError } from "@quad-lora/base";
-import { isAbandoned, temporaryName } from "./temporary.ts";
+import { isAbandoned, removeAbandoned, temporaryName } from "./temporary.ts";
 
 /** Others hold a lock for as long as a few renames and copies take. */
 const longestWait = 60_000;
 const pause = 20;
+const lockName = "lock";
 
 /**
  * Does something to a folder that no other process must do at the same time. The lock of a process that was killed is taken
@@ -14,7 +15,7 @@ const pause = 20;
  * @throws InputError if another process holds the lock for longer than a minute
  */
 export async function withFolderLock<Result>(folder: string, work: () => Promise<Result>): Promise<Result> {
-  const lock = join(dirname(folder), `.${basename(folder)}.lock`);
+  const lock = lockOf(folder);
   await mkdir(dirname(folder), { recursive: true });
   await acquire(lock, folder);
   try {
@@ -24,8 +25,12 @@ export async function withFolderLock<Result>(folder: string, work: () => Promise
   }
 }
 
+function lockOf(folder: string): string {
+  return join(dirname(folder), `.${basename(folder)}.${lockName}`);
+}
+
 async function acquire(lock: string, folder: string): Promise<void> {
-  const mark = temporaryName("lock");
+  const mark = temporaryName(lockName);
   const own = join(dirname(lock), mark);
   await writeFile(own, mark, { flag: "wx" });
   try {
@@ -63,6 +68,12 @@ async function isLinked(own: string, lock: string): Promise<boolean> {
   }
 }
 
+/** Removes the lock that a process left which was killed, and what it left while it took it. */
+export async function removeAbandonedLock(folder: string): Promise<void> {
+  await takeAway(lockOf(folder));
+  await removeAbandoned(dirname(folder), lockName);
+}
+
 /** Removes the lock of a process that has ended. Returns whether there may be none now. */
 async function takeAway(lock: string): Promise<boolean> {
   const owner = await readFile(lock, "utf8").catch(() => null);
@@ -70,7 +81,7 @@ async function takeAway(lock: string): Promise<boolean> {
   const info = await stat(lock).catch(() => null);
   if (info === null) return true;
   if (!isAbandoned(owner, info.mtimeMs)) return false;
-  const aside = join(dirname(lock), temporaryName("lock"));
+  const aside = join(dirname(lock), temporaryName(lockName));
   await rename(lock, aside).catch(() => undefined);
   // Another process may have taken it over in between: then that one's lock was moved, and goes back.
   const moved = await readFile(aside, "utf8").catch(() => owner);

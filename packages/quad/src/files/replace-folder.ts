@@ -2,7 +2,7 @@ import { existsSync } from "node:fs";
 import { cp, link, mkdir, readdir, rename, rm, stat } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { setTimeout } from "node:timers/promises";
-import { withFolderLock } from "./folder-lock.ts";
+import { removeAbandonedLock, withFolderLock } from "./folder-lock.ts";
 import { syncFolder, syncTree } from "./sync.ts";
 import { isAbandoned, removeAbandoned, replacedSuffix, temporaryName } from "./temporary.ts";
 
@@ -21,8 +21,6 @@ export async function replaceFolder<Result>(
   const out = resolve(path);
   const parent = dirname(out);
   await restoreFolder(out);
-  await removeAbandoned(parent, basename(out));
-  await removeAbandoned(parent, "lock");
   const temporary = join(parent, temporaryName(basename(out)));
   await mkdir(temporary, { recursive: true });
   try {
@@ -54,8 +52,8 @@ async function swap(temporary: string, out: string): Promise<void> {
 }
 
 /**
- * Puts an old folder back whose process was killed before the new one had its place. Does nothing where the folder is there,
- * or never was. To be called before a folder is taken for missing.
+ * Puts right what a process left that was killed while it replaced a folder: an old folder goes back where the new one did not
+ * get its place, and leftovers go. To be called before a folder is read, or taken for missing.
  */
 export async function restoreFolder(path: string): Promise<void> {
   const out = resolve(path);
@@ -65,7 +63,10 @@ export async function restoreFolder(path: string): Promise<void> {
     for (let tries = 0; tries < 100 && !existsSync(out) && !(await isLeft(parent, name)); tries++) await setTimeout(20);
     if (!existsSync(out)) await rename(join(parent, name), out).catch(() => undefined);
   }
-  if (existsSync(out)) await removeAbandoned(parent, `${basename(out)}${replacedSuffix}`);
+  // Where nothing can be written, leftovers stay.
+  if (existsSync(out)) await removeAbandoned(parent, `${basename(out)}${replacedSuffix}`).catch(() => undefined);
+  await removeAbandoned(parent, basename(out)).catch(() => undefined);
+  await removeAbandonedLock(out).catch(() => undefined);
 }
 
 /** Names of what stood under this name before, the latest first. */

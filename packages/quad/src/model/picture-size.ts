@@ -1,20 +1,26 @@
 import { InputError } from "@quad-lora/base";
 import { loadModel } from "@quad-lora/onnx";
-import { type PictureSize, pixelsPerLatent, readDefaultSize, readVaeConfig } from "@quad-lora/runtime";
+import { type PictureSize, pixelsPerLatent, readDefaultSize, readFamily, readVaeConfig } from "@quad-lora/runtime";
 import { folderFiles } from "../files/folder-files.ts";
 import { componentFile } from "./graph-files.ts";
 
 /**
  * The size in pixels that a model folder or bundle draws when nothing says otherwise. Opens no graph in ONNX Runtime, which
  * takes seconds and gigabytes with a large model.
- * @throws InputError when the UNet or a configuration is missing or broken
+ * @throws InputError when the denoiser or a configuration is missing or broken
  */
 export async function defaultSize(folder: string): Promise<PictureSize> {
-  const file = componentFile(folder, "unet");
-  const sample = loadModel(file, { allowMissingExternalData: true }).graph.inputs.find(({ name }) => name === "sample");
-  if (sample?.type?.kind === "tensor" && sample.type.shape)
-    return readDefaultSize(folderFiles(folder), sample.type.shape);
-  throw new InputError({ what: "the graph has no input of a known shape for the latents", file, expected: "sample" });
+  const files = folderFiles(folder);
+  const family = await readFamily(files);
+  const file = componentFile(folder, family.denoiser);
+  const { inputs } = loadModel(file, { allowMissingExternalData: true }).graph;
+  const sample = inputs.find(({ name }) => name === family.sample);
+  if (sample?.type?.kind === "tensor" && sample.type.shape) return readDefaultSize(files, family, sample.type.shape);
+  throw new InputError({
+    what: "the graph has no input of a known shape for the latents",
+    file,
+    expected: family.sample,
+  });
 }
 
 /**

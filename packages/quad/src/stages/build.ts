@@ -1,7 +1,7 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import type { AdapterRecord, BundleQuality } from "@quad-lora/runtime";
-import { readManifest, readRecords } from "../bundle/bundle-folder.ts";
+import { readManifest, readRecords, refuseForeignBundle } from "../bundle/bundle-folder.ts";
 import { type Profile, readProfile } from "../records/profile.ts";
 import type { BuildConfig } from "../settings/config.ts";
 import { HashCache } from "../work/hash-tree.ts";
@@ -30,6 +30,8 @@ export interface BuildResult {
  * where it stopped.
  */
 export async function build(config: BuildConfig, options: BuildOptions = {}): Promise<BuildResult> {
+  // Told now, not after an hour of calibration.
+  await refuseForeignBundle(config.out);
   return runInWorkFolder(
     config.work!,
     options,

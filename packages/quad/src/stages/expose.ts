@@ -1,4 +1,5 @@
 import { join } from "node:path";
+import { describeReport } from "../adapters/describe-report.ts";
 import { expose } from "../expose/expose.ts";
 import type { Stage } from "../work/stage.ts";
 
@@ -6,7 +7,8 @@ import type { Stage } from "../work/stage.ts";
 export const exposeStage: Stage<{ model: string; adapters: Record<string, string> }> = {
   name: "expose",
   version: 1,
-  async run({ model, adapters }, folder, { signal, onProgress }) {
-    await expose(model, { out: join(folder, "exposed"), adapters, signal, onProgress });
+  async run({ model, adapters }, folder, { signal, onProgress, onWarning }) {
+    const result = await expose(model, { out: join(folder, "exposed"), adapters, signal, onProgress });
+    for (const { name, report } of result.adapters) for (const text of describeReport(name, report)) onWarning?.(text);
   },
 };

@@ -1,6 +1,6 @@
 import { join } from "node:path";
 import type { Executor } from "../work/executors/executor.ts";
-import { defaultExecutor } from "../work/executors/index.ts";
+import { type ExecutorName, executorOf } from "../work/executors/index.ts";
 import { HashCache } from "../work/hash-tree.ts";
 import type { Plan } from "../work/plan.ts";
 import type { StageOptions } from "../work/progress.ts";
@@ -14,7 +14,7 @@ export interface BuildOptions extends StageOptions {
   onStage?: (name: string, result: StageResult) => void;
   onWarning?: (text: string) => void;
   /** Default: this process, and child processes for what can run side by side. */
-  executor?: Executor;
+  executor?: ExecutorName | Executor;
 }
 
 const source = import.meta.url.endsWith(".ts") ? "./list.ts" : "./list.js";
@@ -36,7 +36,7 @@ export async function runInWorkFolder<Outcome>(
   try {
     const stages = await runPlan(planned, {
       results,
-      executor: executor ?? defaultExecutor(new URL(source, import.meta.url)),
+      executor: typeof executor === "object" ? executor : executorOf(new URL(source, import.meta.url), executor),
       ...{ signal, onProgress, onStage, onWarning },
     });
     await hashes.save();

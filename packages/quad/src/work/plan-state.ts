@@ -4,7 +4,12 @@ import type { Stage } from "./stage.ts";
 
 /** What of a plan is done, and what a run would do. */
 export interface PlanState {
-  steps: { label: string; done: boolean }[];
+  steps: {
+    label: string;
+    done: boolean;
+    /** How much of it is done, where it has parts. */
+    detail?: string;
+  }[];
   /** What can only be planned when a step is done. */
   open: { after: string; what: string }[];
 }

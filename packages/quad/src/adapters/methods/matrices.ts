@@ -66,6 +66,7 @@ export async function tuckerFactors(
   const [outer, inner, ...size] = layer.shape(core);
   const [aShape, bShape] = [layer.shape(a), layer.shape(b)];
   if (
+    !(outer > 0 && inner > 0 && aShape[1] > 0) ||
     aShape.length !== 2 ||
     aShape[0] !== outer ||
     bShape.join() !== [inner, inputs].join() ||

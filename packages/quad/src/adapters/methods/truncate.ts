@@ -101,7 +101,7 @@ function decompose({ a, b }: RankRows): Triplet[] {
 
 /**
  * A product of fewer rows with the same leading terms: the matrix restricted to the range of its product with random vectors,
- * sharpened by four multiplications with it and its transpose (Halko, Martinsson, Tropp 2011, algorithm 4.4).
+ * sharpened by two multiplications with it and its transpose (Halko, Martinsson, Tropp 2011, algorithm 4.4).
  */
 function sketched({ a, b }: RankRows, size: number): RankRows {
   let state = 0x2545f491;
@@ -118,10 +118,7 @@ function sketched({ a, b }: RankRows, size: number): RankRows {
   };
   const start = Array.from({ length: size }, () => Float64Array.from(b[0], sign));
   let basis = orthonormalize(times(a, b, start)).basis;
-  for (let pass = 0; pass < 4; pass++) {
-    const back = orthonormalize(times(b, a, basis)).basis;
-    basis = orthonormalize(times(a, b, back)).basis;
-  }
+  for (let pass = 0; pass < 2; pass++) basis = orthonormalize(times(a, b, times(b, a, basis))).basis;
   return { a: basis, b: times(b, a, basis) };
 }
 

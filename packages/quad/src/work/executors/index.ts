@@ -8,9 +8,13 @@ export const executors = {
   "child-processes": childProcesses,
 } satisfies Record<string, (stages: URL) => Executor>;
 
+/** Name of an executor: where the steps of a build run. */
 export type ExecutorName = keyof typeof executors;
 
-/** The executor that a build has by default. Sources that a test runs are not a program that a child process could run. */
-export function defaultExecutor(stages: URL): Executor {
-  return executors[stages.pathname.endsWith(".ts") ? "in-process" : "child-processes"](stages);
+/** An executor by name; default: child processes for what can run side by side. Sources that a test runs are not a program that a child process could run. */
+export function executorOf(
+  stages: URL,
+  name: ExecutorName = stages.pathname.endsWith(".ts") ? "in-process" : "child-processes",
+): Executor {
+  return executors[name](stages);
 }
