@@ -9,6 +9,8 @@ export {
 export type { Model, Node, Value } from "@quad-lora/onnx";
 export type {
   BundleManifest,
+  Conditions,
+  Family,
   FolderFiles,
   GeneratedImage,
   GenerateOptions,
@@ -17,6 +19,7 @@ export type {
   PictureSize,
   Pipeline,
   RgbImage,
+  RowInput,
   Selection,
   Slot,
   SlotsFile,
