@@ -96,7 +96,7 @@ describe("what a build writes", () => {
     const graph = ["unet/model.onnx", "unet/model.onnx_data"].map((path) => manifest.files[path].sha256);
     expect(manifest.graph).toBe(sha256(new TextEncoder().encode(graph.join(""))));
     expect(manifest.profile).toBe(sha256(readFileSync(profile)));
-    expect(manifest.target).toEqual({ kind: "cpu" });
+    expect(manifest.target).toEqual({ kind: "cpu", operators: ["com.microsoft.MatMulIntegerToFloat"] });
     expect(graphBytes(bundle) / graphBytes(exposed)).toBeLessThan(0.31);
     for (const name of ["flat", "sketch"]) {
       const { tensors, metadata } = parseSafetensors(readFileSync(join(bundle, `adapters/${name}.safetensors`)), name);

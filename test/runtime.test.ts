@@ -196,6 +196,23 @@ describe("the model as exported", () => {
   });
 });
 
+test("a task that names no adapter runs with the one of its name, or with none", async () => {
+  const tasks = { format: "quad-tasks", version: 1, tasks: { flat: { steps: 1 }, plain: { steps: 1 }, base: {} } };
+  const files = folderFiles(await exposedPocket("dynamic"));
+  const read: FolderFiles["read"] = async (path) =>
+    path === "tasks.json" ? new TextEncoder().encode(JSON.stringify(tasks)) : files.read(path);
+  const pipeline = await openPipeline({ ort, files: { ...files, read } });
+  const outputOf = async (selection: Parameters<Pipeline["use"]>[0]) => {
+    await pipeline.use(selection);
+    return (await pipeline.runComponent("unet", unetInputs())).out_sample.data;
+  };
+  const [bare, flat] = [await outputOf(null), await outputOf({ flat: 1 })];
+  expect(flat).not.toEqual(bare);
+  expect(await outputOf("flat")).toEqual(flat);
+  for (const name of ["plain", "base"]) expect(await outputOf(name)).toEqual(bare);
+  await pipeline.dispose();
+});
+
 describe.each(["dynamic", "fixed"] as const)("the model with adapter inputs of %s rank", (rank) => {
   let pipeline: Pipeline;
   let sessions = 0;

@@ -7,23 +7,8 @@ export {
 } from "@quad-lora/base";
 // What appears in signatures below: an application that installs quad-lora has this package's names only.
 export type { Model, Node, Value } from "@quad-lora/onnx";
-export type {
-  BundleManifest,
-  FolderFiles,
-  GeneratedImage,
-  GenerateOptions,
-  Mask,
-  ModelRun,
-  PictureSize,
-  Pipeline,
-  RgbImage,
-  Selection,
-  Slot,
-  SlotsFile,
-  StepInfo,
-  Task,
-  TensorData,
-} from "@quad-lora/runtime";
+// What users of the toolkit get and give is partly the runtime's: they need no second package for its types.
+export type * from "@quad-lora/runtime";
 export * from "./ablation/index.ts";
 export * from "./adapters/index.ts";
 export { type AddOptions, addToBundle } from "./bundle/add.ts";

@@ -1,6 +1,7 @@
 export { InputError, type InputProblem, type Schema } from "@quad-lora/base";
 export { adapterMetadata, type BundleIdentity } from "./adapter-file.ts";
 export { AdapterBank, type AdapterFeeds, type Strengths } from "./adapters.ts";
+export type { Autoencoder } from "./autoencoder.ts";
 export { type Slot, type SlotsFile, slotsFileSchema } from "./configs.ts";
 export { type PictureSize, pixelsPerLatent, readDefaultSize, readVaeConfig } from "./default-size.ts";
 export type { ModelRun, StepInfo } from "./denoise.ts";

@@ -59,6 +59,7 @@ export async function measureEncoded(
  * Writes adapters into a bundle, all of them at one moment: a kill leaves those that were there before, or the new ones. Other
  * adapters and files stay as they are.
  * @param check - called when nobody else can write any more
+ * @returns the records as they are in the bundle, each with its hash
  * @throws InputError if the bundle was replaced by another one since it was opened
  */
 export async function writeEncoded(
@@ -68,9 +69,12 @@ export async function writeEncoded(
 ): Promise<AdapterRecord[]> {
   const folder = join(bundle, bundleFiles.adapters);
   const written = new Map<string, Uint8Array | string>();
+  const records: AdapterRecord[] = [];
   for (const { files, record } of encoded) {
     for (const [file, bytes] of files) written.set(file, bytes);
-    written.set(`${record.name}.json`, await adapterRecordText(record));
+    const text = await adapterRecordText(record);
+    written.set(`${record.name}.json`, text);
+    records.push(JSON.parse(text));
   }
   // What lies beside a record, such as its signature, is that record's.
   const isOld = (name: string) =>
@@ -92,5 +96,5 @@ export async function writeEncoded(
       for (const [name, contents] of written) await writeFileAtomically(join(temporary, name), contents);
     });
   });
-  return encoded.map(({ record }) => record);
+  return records;
 }

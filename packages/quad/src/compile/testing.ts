@@ -1,4 +1,4 @@
-/** Fixtures of the compiler's tests: the pocket model with ranges seen on a few inputs. */
+/** Fixtures of the compiler's tests: a denoiser with ranges seen on a few inputs, that of the pocket model or of another family. */
 import { join } from "node:path";
 import { cloneModel, createSession, fromOrt, loadModel, type Model, runSession, Tensor, toOrt } from "@quad-lora/onnx";
 import type { SlotsFile } from "@quad-lora/runtime";
@@ -13,7 +13,7 @@ import type { QuantizationPoint } from "../quantizable/points.ts";
 import { prepareGraph } from "../quantizable/prepare-graph.ts";
 import { type Encoding, encodingFromRange, encodingRange } from "../quantization/index.ts";
 import { buildSimulation, encodingInputs } from "../simulate/simulation-graph.ts";
-import { type TargetName, targetNamed } from "../targets/index.ts";
+import { strictestTarget, type TargetName, targetNamed } from "../targets/index.ts";
 import { buildQuantizedGraph, type QuantizedGraphOptions } from "./quantized-graph.ts";
 
 export const shape = { batch: 2, height: 16, width: 16, tokens: 16 };
@@ -24,6 +24,8 @@ export const rank = 16;
 export interface Bench {
   prepared: Model;
   slots: SlotsFile["components"][string];
+  /** Rank of graphs that have a fixed one. */
+  rank: number;
   adapterBits: 8 | 16;
   scales: Map<string, SlotScales>;
   encoded: Map<string, EncodedAdapter>;
@@ -36,8 +38,24 @@ export async function pocketBench(): Promise<Bench> {
   const { components } = await readSlots(folder);
   const slots = components.unet;
   const prepared = await prepareGraph(loadModel(join(folder, "unet/model.onnx")), slots, shape);
-  const bench: Bench = { prepared, slots, ...(await encodeAdapters(folder, slots, 8)), ranges: new Map() };
-  await observe(bench);
+  return observedBench(folder, prepared, slots, rank, [1, 2].map(callInputs));
+}
+
+/**
+ * A bench with the ranges that calls have without an adapter and with each of them.
+ * @param folder - exposed folder with the adapters
+ */
+export async function observedBench(
+  folder: string,
+  prepared: Model,
+  slots: Bench["slots"],
+  fixedRank: number,
+  calls: readonly Record<string, Tensor>[],
+  names: readonly string[] = adapters,
+): Promise<Bench> {
+  const encoded = await encodeAdapters(folder, slots, 8, names);
+  const bench: Bench = { prepared, slots, rank: fixedRank, ...encoded, ranges: new Map() };
+  await observe(bench, calls);
   return bench;
 }
 
@@ -50,8 +68,9 @@ async function encodeAdapters(
   folder: string,
   slots: Bench["slots"],
   adapterBits: 8 | 16,
+  names: readonly string[] = adapters,
 ): Promise<Pick<Bench, "adapterBits" | "scales" | "encoded">> {
-  const { factors } = await loadFactors(folder, slots, adapters);
+  const { factors } = await loadFactors(folder, slots, names);
   const scales = new Map<string, SlotScales>();
   for (const { name } of slots.slots) {
     const present = [...factors.values()].map((adapter) => adapter.get(name)).filter((found) => found !== undefined);
@@ -105,9 +124,10 @@ export function adapterFeeds(
   return feeds;
 }
 
-async function observe(bench: Bench): Promise<void> {
+async function observe(bench: Bench, calls: readonly Record<string, Tensor>[]): Promise<void> {
   const { prepared, slots, ranges } = bench;
-  const { points } = buildSimulation(prepared, slots, { placement: "npu", weightBits: 8, weightMethod: "min-max" });
+  const placement = strictestTarget;
+  const { points } = buildSimulation(prepared, slots, { placement, weightBits: 8, weightMethod: "min-max" });
   const model = cloneModel(prepared);
   const values = model.graph.valuesByName();
   const names = [...new Set(points.map(({ observed }) => observed))];
@@ -116,9 +136,9 @@ async function observe(bench: Bench): Promise<void> {
   for (const name of names) if (!inputs.has(name)) model.graph.outputs.push(values.get(name)!);
   const session = await createSession(model);
   try {
-    for (const adapter of [null, ...adapters]) {
-      for (const seed of [1, 2]) {
-        const feeds = { ...callInputs(seed), ...adapterFeeds(bench, adapter, "values") };
+    for (const adapter of [null, ...bench.encoded.keys()]) {
+      for (const call of calls) {
+        const feeds: Record<string, Tensor> = { ...call, ...adapterFeeds(bench, adapter, "values") };
         const outputs = await runSession(session, feeds);
         for (const name of names) {
           const tensor = outputs.get(name) ?? feeds[name];
@@ -164,7 +184,7 @@ export interface Variant {
 
 /** The simulation of a variant and its compiled graph. */
 export async function buildBoth(bench: Bench, { placement, weightBits, narrow }: Variant) {
-  const { prepared, slots, scales, adapterBits } = bench;
+  const { prepared, slots, scales, adapterBits, rank: fixedRank } = bench;
   const weightMethod = "min-max";
   const simulation = buildSimulation(prepared, slots, { placement, weightBits, weightMethod });
   const narrowLayers = new Set(simulation.layers.map(({ name }) => name).filter(narrow));
@@ -178,7 +198,7 @@ export async function buildBoth(bench: Bench, { placement, weightBits, narrow }:
     weightMethod,
     narrowLayers,
     target,
-    rank: target.hasFixedRank ? rank : null,
+    rank: target.hasFixedRank ? fixedRank : null,
   };
   const compiled = await buildQuantizedGraph(prepared, slots, options);
   return { simulation, compiled, encodings, narrowLayers, options };

@@ -147,4 +147,7 @@ test("the mixed range is the one whose largest relative error over tasks is leas
   const worst = ranges.map((range) => Math.max(...relative(range)));
   expect(Math.min(...worst)).toBeCloseTo(worst[2], 12);
   expect(worst[0]).toBeGreaterThan(100 * worst[2]);
+  // A task that has no such value, as the base has none in an adapter's branch, has no say.
+  expect(servingWorst([...seen, createHistogram(-8, 8, 512)], ranges, grid)).toEqual({ min: -4, max: 4 });
+  expect(servingWorst([createHistogram(-8, 8, 512)], ranges, grid)).toEqual(ranges[0]);
 });

@@ -86,7 +86,7 @@ export function encodingChooser(
 
 /**
  * The range under which the histogram that fares worst fares best, by the error relative to its own values: the first among
- * equals.
+ * equals. Histograms without values, such as an adapter branch's at rank 0, fare the same under all.
  * @param ranges - to choose among, at least one
  */
 export function servingWorst(
@@ -97,7 +97,8 @@ export function servingWorst(
 ): Range {
   const worst = (range: Range) =>
     Math.max(
-      ...seen.map((histogram) => {
+      0,
+      ...seen.filter(isFilled).map((histogram) => {
         const width = (histogram.high - histogram.low) / histogram.counts.length;
         const power = Math.max(secondMoment(histogram.counts, histogram.low, width), 1e-30);
         return expectedSquaredError(histogram, range, grid, clipWeight) / power;
@@ -105,6 +106,10 @@ export function servingWorst(
     );
   const errors = ranges.map(worst);
   return ranges[errors.indexOf(Math.min(...errors))];
+}
+
+function isFilled({ counts }: Histogram): boolean {
+  return counts.some((count) => count > 0);
 }
 
 /** What the tasks saw of one value, as one histogram. */

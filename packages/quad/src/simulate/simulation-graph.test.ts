@@ -151,4 +151,25 @@ describe("the simulated graph against rounding by hand", () => {
     }
     expect(Math.abs(Math.cos(angle) - wave)).toBeGreaterThan(0.05);
   });
+
+  test("a scalar stays one when it is rounded", async () => {
+    const model = buildModel((graph) => {
+      const step = graph.addInput("timestep", "float32", []);
+      const wave = graph.apply("Sin", [step], { name: "/Sin" });
+      wave.type = { kind: "tensor", dataType: "float32", shape: [] };
+      return { y: { value: wave } };
+    });
+    model.opsets.set("", 17);
+    const simulation = buildSimulation(model, slots, { ...options, roundPhases: true });
+    expect(simulation.points.map(({ name }) => name)).toEqual(["y", "timestep"]);
+    const feeds = {
+      timestep: Tensor.scalar(7.3),
+      [encodingInputs.scale]: Tensor.float32([2], [0.5, 0.5]),
+      [encodingInputs.low]: Tensor.float32([2], [-1, 0]),
+      [encodingInputs.high]: Tensor.float32([2], [1, 100]),
+    };
+    const [output] = (await runModel(simulation.model, feeds)).values();
+    expect(output.dims).toEqual([]);
+    expect(output.toFloat32()[0]).toBe(Math.round(Math.sin(7.5) / 0.5) * 0.5);
+  });
 });

@@ -83,10 +83,13 @@ function round(graph: Graph, value: Value, { scale, low, high }: PointEncoding, 
   const at = (operator: string) => ({ name: `quad/${name}/${operator}` });
   const clip = graph.addNode("Clip", [value, low, high], at("Clip"));
   const codes = graph.apply("Round", [graph.apply("Div", [clip.output(), scale], at("Div"))], at("Round"));
-  return { clip, rounded: graph.apply("Mul", [codes, scale], at("Mul")) };
+  const rounded = graph.apply("Mul", [codes, scale], at("Mul"));
+  // Encodings are vectors of one, which would make a vector of a scalar.
+  const isScalar = value.concreteShape?.length === 0;
+  return { clip, rounded: isScalar ? graph.apply("Squeeze", [rounded], at("Squeeze")) : rounded };
 }
 
-/** `[n]` -> n scalars. */
+/** `[n]` -> n vectors of one. */
 function split(graph: Graph, vector: Value, count: number): Value[] {
   const sizes = graph.addInitializer("quad.split", Tensor.int64([count], new Array(count).fill(1)));
   const node: Node = graph.addNode("Split", [vector, sizes], { attributes: { axis: 0 }, outputCount: count });
