@@ -59,8 +59,10 @@ async function casesOf(
   const cases = new Map<string, PreparedCase[]>();
   for (const [task, settings] of Object.entries(tasks)) {
     const { cases: picked } = heldOutCases(settings, pictures);
+    const { steps, guidance } = pipeline.family.defaults;
+    const defaults = { steps, guidance, ...pipeline.task(task) };
     const prepare = (request: (typeof picked)[number]) =>
-      prepareCase(task, settings, request, pipeline.task(task), pipeline.defaultSize);
+      prepareCase(task, settings, request, defaults, pipeline.defaultSize);
     cases.set(task, await Promise.all(picked.map(prepare)));
   }
   return cases;

@@ -1,6 +1,8 @@
 import { Command } from "commander";
+import type { AdapterComponent } from "../adapters/types.ts";
 import { inspectModel } from "../expose/expose.ts";
 import { unnamed } from "../layers/find-layers.ts";
+import { familyOf } from "../model/model-family.ts";
 import { openModelFolder } from "../model/model-folder.ts";
 import { collectPairs } from "./arguments.ts";
 import { reportToJson, warnOfLostKeys } from "./report.ts";
@@ -19,14 +21,22 @@ export function inspectCommand(terminal: () => Terminal): Command {
     .action(async (path: string, options: { adapter: Record<string, string>; layers?: boolean }) => {
       const out = terminal();
       const folder = await openModelFolder(path);
-      const { components, adapters } = await inspectModel(folder, options.adapter);
+      const { models, components, adapters } = await inspectModel(folder, options.adapter);
+      const family = familyOf(folder, models.get(folder.denoiser)!).name;
+      const inputsOf = (component: AdapterComponent) => models.get(component)!.graph.inputs.map(({ name }) => name);
       out.result({
         model: path,
         pipeline: folder.pipelineClass,
+        family,
         components: Object.fromEntries(
           components.map(({ component, nodes, layers, skipped }) => [
             component,
-            { nodes, layers: layers.map(({ calls, ...layer }) => ({ ...layer, calls: calls.length })), skipped },
+            {
+              inputs: inputsOf(component),
+              nodes,
+              layers: layers.map(({ calls, ...layer }) => ({ ...layer, calls: calls.length })),
+              skipped,
+            },
           ]),
         ),
         adapters: Object.fromEntries(
@@ -36,7 +46,7 @@ export function inspectCommand(terminal: () => Terminal): Command {
           ]),
         ),
       });
-      out.print(`${folder.pipelineClass} in ${path}\n`);
+      out.print(`${folder.pipelineClass} in ${path} (${family})\n`);
       const count = (kinds: string[], layers: { kind: string }[]) =>
         layers.filter(({ kind }) => kinds.includes(kind)).length;
       out.print(
@@ -51,6 +61,9 @@ export function inspectCommand(terminal: () => Terminal): Command {
           ]),
         ]),
       );
+      out.print("");
+      for (const { component } of components)
+        out.print(`${component} takes ${numbered(inputsOf(component)).join(", ")}`);
       for (const { component, skipped } of components) {
         const count = skipped.filter(({ reason }) => reason === unnamed).length;
         if (count > 0)
@@ -86,4 +99,14 @@ export function inspectCommand(terminal: () => Terminal): Command {
       );
       for (const { name, report } of adapters) warnOfLostKeys(out, name, report);
     });
+}
+
+/** Names that differ in a number at their end as one: `residuals_0 to 5`. */
+function numbered(names: readonly string[]): string[] {
+  const last = new Map<string, string>();
+  for (const name of names) last.set(name.replace(/\d+$/, ""), name);
+  return [...last].map(([stem, name]) => {
+    const first = names.find((other) => other.replace(/\d+$/, "") === stem)!;
+    return first === name ? name : `${first} to ${name.slice(stem.length)}`;
+  });
 }

@@ -18,6 +18,11 @@ interface Options {
   latents?: string;
   steps?: number;
   guidance?: number;
+  imageGuidance?: number;
+  trueGuidance?: number;
+  guidanceRescale?: number;
+  controlImage?: string;
+  controlScale?: number;
   denoise?: number;
   scheduler?: string;
   width?: number;
@@ -38,7 +43,16 @@ export function runCommand(terminal: () => Terminal): Command {
     .option("-s, --seed <number>", "noise seed; default: random, and printed", parseSeed)
     .option("--latents <file>", "safetensors with the start noise (unit variance) instead of a seed")
     .option("-n, --steps <count>", "denoising steps; default: the task's", parseCount)
-    .option("-g, --guidance <scale>", "classifier-free guidance, 1 = off; default: the task's", parseNumber)
+    .option(
+      "-g, --guidance <scale>",
+      "classifier-free guidance, off at and below 1; default: the task's, else the model's",
+      parseNumber,
+    )
+    .option("--image-guidance <scale>", "guidance by the image, for InstructPix2Pix; default: 1.5", parseNumber)
+    .option("--true-guidance <scale>", "guidance by the negative prompt beside an embedded one (Flux)", parseNumber)
+    .option("--guidance-rescale <share>", "for models of zero terminal signal-to-noise: 0.7", parseNumber)
+    .option("--control-image <file>", "picture that a ControlNet follows")
+    .option("--control-scale <scale>", "how much the ControlNet adds; default: 1", parseNumber)
     .option("--denoise <share>", "image-to-image: share of the schedule to run from the image, 0 to 1", parseNumber)
     .option("--scheduler <class>", "diffusers scheduler class, for example EulerDiscreteScheduler")
     .option("--width <pixels>", "width of the picture", parseCount)
@@ -56,7 +70,7 @@ export function runCommand(terminal: () => Terminal): Command {
       imageFormat(options.out);
       const selection = selectionOf(options);
       // Opening a model takes long: a picture that cannot be read is told before.
-      for (const file of [options.image, options.mask]) if (file) await checkImage(file);
+      for (const file of [options.image, options.mask, options.controlImage]) if (file) await checkImage(file);
       const latents = options.latents ? await readLatents(options.latents) : null;
       const signal = interruptSignal();
       const pipeline = await openFolder(folder);
@@ -66,12 +80,22 @@ export function runCommand(terminal: () => Terminal): Command {
           width: options.width ?? pipeline.defaultSize.width,
           height: options.height ?? pipeline.defaultSize.height,
         };
-        const { task: _task, use: _use, out: path, image, mask, latents: _latents, ...settings } = options;
+        const {
+          task: _task,
+          use: _use,
+          out: path,
+          image,
+          mask,
+          controlImage,
+          latents: _latents,
+          ...settings
+        } = options;
         const picture = await pipeline.generate({
           ...settings,
           ...size,
           ...(image ? { image: await readImage(image, size) } : {}),
           ...(mask ? { mask: await readMask(mask, size) } : {}),
+          ...(controlImage ? { controlImage: await readImage(controlImage, size) } : {}),
           ...(latents ? { latents } : {}),
           signal,
           onStep: ({ step, steps }) => out.progress("drawing", step, steps),

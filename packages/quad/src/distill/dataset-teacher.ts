@@ -47,7 +47,7 @@ export async function recordDataset(
       signal,
       onProgress,
     });
-    const { guidance = 7.5, steps = 20 } = pipeline.task(task);
+    const { guidance, steps } = { ...pipeline.family.defaults, ...pipeline.task(task) };
     const { scheduler, schedulerFile } = await readScheduler(exposed);
     const { timesteps } = createScheduler(scheduler, steps, { file: schedulerFile });
     const levels = alphaSigma(scheduler, { file: schedulerFile });
@@ -57,7 +57,7 @@ export async function recordDataset(
     );
     const random = new SeededRandom(settings.seed);
     const { height, width, tokens, textWidth, texts } = encoded;
-    const rows = guidance === 1 ? 1 : 2;
+    const rows = guidance <= 1 ? 1 : 2;
     const calls: ModelCall[] = [];
     for (const [caseIndex, { latents, conditioning, caption }] of encoded.examples.entries()) {
       for (const [step, time] of timesteps.entries()) {

@@ -59,7 +59,7 @@ export async function prepareCase(
   task: string,
   settings: Pick<TaskSettings, "steps" | "guidance">,
   { prompt, negativePrompt, image, mask, sourcePrompt, seed }: CaseSettings,
-  defaults: Readonly<Task>,
+  defaults: Readonly<Task> & { readonly steps: number; readonly guidance: number },
   size: Pipeline["defaultSize"],
 ): Promise<PreparedCase> {
   for (const input of ["image", "mask"] as const) {
@@ -78,8 +78,8 @@ export async function prepareCase(
     ...(mask ? { mask: await readMask(mask, size) } : {}),
     ...(sourcePrompt === undefined ? {} : { sourcePrompt }),
     seed: seed ?? 0,
-    steps: settings.steps ?? defaults.steps ?? 20,
-    guidance: settings.guidance ?? defaults.guidance ?? 7.5,
+    steps: settings.steps ?? defaults.steps,
+    guidance: settings.guidance ?? defaults.guidance,
     ...size,
   };
 }

@@ -24,7 +24,7 @@ export interface Subject {
  */
 export async function openSubject(folder: string, options: EvaluateOptions, notes: string[]): Promise<Subject> {
   const { config, pictures } = options;
-  const { definitions, adapters, size } = await readFolder(folder);
+  const { definitions, adapters, size, usual } = await readFolder(folder);
   const tasks = new Map<string, Readonly<Task>>();
   const cases = new Map<string, PreparedCase[]>();
   for (const name of options.tasks ?? definitions.keys()) {
@@ -41,7 +41,8 @@ export async function openSubject(folder: string, options: EvaluateOptions, note
     const { cases: chosen, note } = heldOutCases(settings, pictures);
     if (note) notes.push(`Task ${name} ${note}.`);
     tasks.set(name, definition);
-    cases.set(name, await Promise.all(chosen.map((one) => prepareCase(name, settings, one, definition, size))));
+    const defaults = { ...usual, ...definition };
+    cases.set(name, await Promise.all(chosen.map((one) => prepareCase(name, settings, one, defaults, size))));
   }
   return { folder, adapters, size, tasks, cases };
 }
@@ -53,7 +54,8 @@ async function readFolder(folder: string) {
     const definitions = new Map(
       pipeline.tasks.map((name) => [name, sayingAdapters(name, pipeline.task(name), adapters)]),
     );
-    return { definitions, adapters, size };
+    const { steps, guidance } = pipeline.family.defaults;
+    return { definitions, adapters, size, usual: { steps, guidance } };
   } finally {
     await pipeline.dispose();
   }
