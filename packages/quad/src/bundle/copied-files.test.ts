@@ -17,7 +17,10 @@ test("everything of the model is copied but the denoiser's graph with its weight
   const graph = ["unet/model.onnx", "unet/model.onnx_data", "unet/weights.pb"];
   const others = ["unet/.quad-session-1-0.onnx", "notes/own.txt"];
   for (const path of [...names, ...graph, ...others]) write(join(model, path), path);
-  write(join(model, "model_index.json"), JSON.stringify({ _class_name: "P", unet: [], vae_decoder: [] }));
+  write(
+    join(model, "model_index.json"),
+    JSON.stringify({ _class_name: "StableDiffusionPipeline", unet: [], vae_decoder: [] }),
+  );
   const out = join(folder, "copy");
   await copyRest(model, "unet", out);
   const files = readdirSync(out, { recursive: true, encoding: "utf8" }).filter((path) => /\.|LICENSE/.test(path));

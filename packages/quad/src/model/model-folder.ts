@@ -3,6 +3,7 @@ import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { InputError } from "@quad-lora/base";
 import { loadModel, type Model } from "@quad-lora/onnx";
+import { familiesOfClass } from "@quad-lora/runtime";
 import { z } from "zod";
 import type { AdapterComponent } from "../adapters/types.ts";
 import { readRecord } from "../files/json.ts";
@@ -32,7 +33,7 @@ const adaptableComponents: readonly AdapterComponent[] = [
   "controlnet",
 ];
 
-/** @throws InputError if the folder is not a diffusers/Optimum ONNX folder */
+/** @throws InputError if the folder is not a diffusers/Optimum ONNX folder, or its pipeline class is not supported */
 export async function openModelFolder(path: string): Promise<ModelFolder> {
   if (!existsSync(path) || !statSync(path).isDirectory()) {
     throw new InputError({
@@ -53,6 +54,7 @@ export async function openModelFolder(path: string): Promise<ModelFolder> {
   }
   const modelIndex = await readRecord(index, modelIndexSchema);
   const { _class_name: pipelineClass } = modelIndex;
+  familiesOfClass(pipelineClass, index);
   // Optimum leaves the PyTorch pipeline's index, in which both graphs of the autoencoder are one component.
   const isOfVae = (name: string) => "vae" in modelIndex && /^vae_(en|de)coder$/.test(name);
   const entries = (await readdir(path)).filter(
