@@ -8,16 +8,21 @@ import { Component, floatsOf, floatTensor, type OrtModule } from "./ort.ts";
 
 /** The variational autoencoder between pictures and latents; the encoder is opened when first needed. */
 export class Autoencoder {
-  readonly decoder: Component;
   readonly config: VaeConfig;
   readonly #ort: OrtModule;
+  readonly #decoder: Component | undefined;
   readonly #openEncoder: () => Promise<Component>;
   #encoder: Promise<Component> | undefined;
   readonly #grey = new Map<string, Float32Array>();
 
-  private constructor(ort: OrtModule, decoder: Component, config: VaeConfig, openEncoder: () => Promise<Component>) {
+  private constructor(
+    ort: OrtModule,
+    config: VaeConfig,
+    openEncoder: () => Promise<Component>,
+    decoder: Component | undefined,
+  ) {
     this.#ort = ort;
-    this.decoder = decoder;
+    this.#decoder = decoder;
     this.config = config;
     this.#openEncoder = openEncoder;
   }
@@ -29,13 +34,27 @@ export class Autoencoder {
   ): Promise<Autoencoder> {
     const config = await readVaeConfig(files);
     const decoder = await Component.open(ort, files, "vae_decoder", optionsFor("vae_decoder"));
-    return new Autoencoder(ort, decoder, config, () =>
-      Component.open(ort, files, "vae_encoder", optionsFor("vae_encoder")),
-    );
+    const openEncoder = () => Component.open(ort, files, "vae_encoder", optionsFor("vae_encoder"));
+    return new Autoencoder(ort, config, openEncoder, decoder);
+  }
+
+  /** Without the decoder, to encode only. */
+  static async openEncoder(
+    ort: OrtModule,
+    files: FolderFiles,
+    optionsFor: (component: string) => InferenceSession.SessionOptions | undefined,
+  ): Promise<Autoencoder> {
+    const openEncoder = () => Component.open(ort, files, "vae_encoder", optionsFor("vae_encoder"));
+    return new Autoencoder(ort, await readVaeConfig(files), openEncoder, undefined);
+  }
+
+  get decoder(): Component {
+    if (this.#decoder) return this.#decoder;
+    throw new Error("this autoencoder was opened to encode only");
   }
 
   get latentChannels(): number {
-    const channels = this.decoder.input("latent_sample").shape[1];
+    const channels = this.#decoder?.input("latent_sample").shape[1];
     return typeof channels === "number" ? channels : this.config.latent_channels;
   }
 
@@ -85,7 +104,7 @@ export class Autoencoder {
   }
 
   async release(): Promise<void> {
-    await this.decoder.release();
+    await this.#decoder?.release();
     await (await this.#encoder)?.release();
   }
 

@@ -19,8 +19,10 @@ export interface PictureSize {
 
 /** The autoencoder's configuration; Stable Diffusion's where the folder has none. */
 export async function readVaeConfig(files: FolderFiles): Promise<VaeConfig> {
-  const path = "vae_decoder/config.json";
-  return (await files.exists(path)) ? readJson(files, path, vaeConfigSchema) : vaeConfigSchema.parse({});
+  for (const path of ["vae_decoder/config.json", "vae_encoder/config.json"]) {
+    if (await files.exists(path)) return readJson(files, path, vaeConfigSchema);
+  }
+  return vaeConfigSchema.parse({});
 }
 
 /** Pixels per latent along one side; 8 where the configuration says nothing. */

@@ -5,6 +5,7 @@ export type { Autoencoder } from "./autoencoder.ts";
 export { type Slot, type SlotsFile, slotsFileSchema } from "./configs.ts";
 export { type PictureSize, pixelsPerLatent, readDefaultSize, readVaeConfig } from "./default-size.ts";
 export type { ModelRun, StepInfo } from "./denoise.ts";
+export { type EncodedImage, Encoders, type EncodersOptions, openEncoders } from "./encoders.ts";
 export type {
   Companion,
   Conditions,

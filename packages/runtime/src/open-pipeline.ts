@@ -4,17 +4,14 @@ import { AdapterBank } from "./adapters.ts";
 import { Autoencoder } from "./autoencoder.ts";
 import { type SlotsFile, slotsFileSchema } from "./configs.ts";
 import { readDefaultSize } from "./default-size.ts";
-import type { EncoderDefinition } from "./families/family.ts";
+import { openTextEncoders, readSchedulerConfig } from "./encoders.ts";
 import { chooseFamily, denoiserFolder, readModelIndex } from "./families/index.ts";
-import { type FolderFiles, readJson, readRequired } from "./files.ts";
+import { type FolderFiles, readJson } from "./files.ts";
 import { identityOf } from "./manifest.ts";
 import { openBundle, type TrustOptions } from "./open-bundle.ts";
 import { Component, type OrtModule } from "./ort.ts";
 import { Pipeline } from "./pipeline.ts";
-import { parseSchedulerConfigText } from "./schedulers/config.ts";
 import { adaptersOfTask, type Task, tasksFileSchema } from "./tasks.ts";
-import { TextEncoder } from "./text-encoder.ts";
-import { loadTokenizer } from "./tokenizer.ts";
 
 /** Options of {@link openPipeline}. */
 export interface OpenOptions extends TrustOptions {
@@ -41,27 +38,15 @@ export async function openPipeline(options: OpenOptions): Promise<Pipeline> {
   if (slots && !bundle && options.verify !== false) refuseIntegerSlots(slots, files);
   const tasks = new Map([...(bundle?.tasks ?? []), ...(await readTasks(files, slots !== undefined))]);
   const { index, candidates } = await readModelIndex(files);
-  const schedulerPath = "scheduler/scheduler_config.json";
-  const schedulerText = new TextDecoder().decode(await readRequired(files, schedulerPath));
-  const schedulerConfig = parseSchedulerConfigText(schedulerText, files.describe(schedulerPath)) as Record<
-    string,
-    unknown
-  >;
-
+  const schedulerConfig = await readSchedulerConfig(files);
   const open = (name: string) => Component.open(ort, files, name, optionsFor(name));
   const denoiserName = await denoiserFolder(files, candidates);
   const denoiser = await open(denoiserName);
   const family = chooseFamily(candidates, denoiserName, denoiser.inputs.keys(), denoiser.file);
   const components = new Map([[denoiserName, denoiser]]);
   if (family.companion) components.set(family.companion.component, await open(family.companion.component));
-  const textEncoders = new Map<string, TextEncoder>();
-  for (const definition of family.encoders) {
-    const { component, optional } = definition;
-    if (isLeftOut(index, component) || (optional && !(await files.exists(`${component}/model.onnx`)))) continue;
-    const graph = await open(component);
-    components.set(component, graph);
-    textEncoders.set(component, await openTextEncoder(ort, files, graph, definition, schedulerConfig));
-  }
+  const textEncoders = await openTextEncoders({ ort, files, open, family, index, schedulerConfig });
+  for (const [name, { component }] of textEncoders) components.set(name, component);
   const autoencoder = await Autoencoder.open(ort, files, optionsFor);
   const bank =
     slots &&
@@ -81,28 +66,6 @@ export async function openPipeline(options: OpenOptions): Promise<Pipeline> {
     manifest: bundle?.manifest,
     adapterPaths: bank ? await findAdapters(files, tasks) : new Map(),
   });
-}
-
-/** diffusers writes `[null, null]` for a part that a pipeline does without. */
-function isLeftOut(index: Readonly<Record<string, unknown>>, component: string): boolean {
-  const entry = index[component];
-  return Array.isArray(entry) && entry.every((part) => part === null);
-}
-
-async function openTextEncoder(
-  ort: OrtModule,
-  files: FolderFiles,
-  graph: Component,
-  definition: EncoderDefinition,
-  schedulerConfig: Readonly<Record<string, unknown>>,
-): Promise<TextEncoder> {
-  const [, fixed] = graph.input("input_ids").shape;
-  const own = definition.tokens?.(schedulerConfig);
-  const tokenizer = await loadTokenizer(files, typeof fixed === "number" ? fixed : 77, {
-    folder: definition.tokenizer,
-    tokens: own !== undefined && typeof fixed === "number" ? fixed : own,
-  });
-  return new TextEncoder(ort, graph, tokenizer, definition);
 }
 
 /** Codes mean nothing without the bundle that says what they stand for: a folder that lost its manifest is damaged. */

@@ -5,11 +5,12 @@ import type { Tensor } from "onnxruntime-common";
 import type { AdapterBank, AdapterFeeds } from "./adapters.ts";
 import type { Autoencoder } from "./autoencoder.ts";
 import type { PictureSize } from "./default-size.ts";
-import type { Conditions, Family, PromptEncoding } from "./families/family.ts";
+import { type EncodedImage, encodeImage, encodePrompt } from "./encoders.ts";
+import type { Conditions, Family } from "./families/family.ts";
 import { type FolderFiles, readRequired } from "./files.ts";
 import { generateImage } from "./generate.ts";
 import type { GeneratedImage, GenerateOptions } from "./generate-options.ts";
-import { checkImage, type Mask, type RgbImage } from "./images.ts";
+import type { Mask, RgbImage } from "./images.ts";
 import type { BundleManifest } from "./manifest.ts";
 import { type Component, type OrtModule, type TensorData, tensorData, tensorFrom } from "./ort.ts";
 import { adaptersOfTask, type Task } from "./tasks.ts";
@@ -192,14 +193,9 @@ export class Pipeline {
    *
    * @throws InputError when the folder has no encoder, or the picture holds another number of bytes than its size says
    */
-  async encodeImage(image: RgbImage, mask?: Mask): Promise<{ dims: number[]; values: Float32Array }> {
+  async encodeImage(image: RgbImage, mask?: Mask): Promise<EncodedImage> {
     this.#refuseDisposed();
-    checkImage("image", image, 3);
-    if (mask) checkImage("mask", mask, 1);
-    const { autoencoder } = this.#parts;
-    const { latentChannels, factor } = autoencoder;
-    const values = await autoencoder.encode(image, mask);
-    return { dims: [latentChannels, image.height / factor, image.width / factor], values };
+    return encodeImage(this.#parts.autoencoder, image, mask);
   }
 
   /** Encodes prompts with the selection that is in use now, whatever is chosen later. */
@@ -211,19 +207,8 @@ export class Pipeline {
       // Without slots of its own a text encoder gives the same for every adapter.
       return { name, encoder, adapters: this.#feedsOf(name), key: isSame ? "" : `${this.#bindings} ${key}` };
     });
-    return async (prompt) => {
-      if (encoders.length === 0) {
-        throw new InputError({
-          what: "this folder has no text encoder",
-          fix: "Give what the prompts are encoded to in the option conditions, or export the text encoder to ONNX.",
-        });
-      }
-      const texts = new Map<string, PromptEncoding>();
-      for (const { name, encoder, adapters, key } of encoders) {
-        texts.set(name, await encoder.encode(prompt, adapters, key));
-      }
-      return family.encodePrompt(texts, components.get(family.denoiser)!);
-    };
+    const width = components.get(family.denoiser)!.inputs.get("encoder_hidden_states")?.shape[2];
+    return (prompt) => encodePrompt(family, encoders, prompt, typeof width === "number" ? width : undefined);
   }
 
   /**

@@ -145,8 +145,9 @@ export interface Family {
   /**
    * Inputs that a prompt makes: what calls can pass in a prompt's place.
    * @param texts - by the encoder's folder; optional ones may be missing
+   * @param textWidth - width of the denoiser's text input, where the graph fixes it
    */
-  encodePrompt(texts: ReadonlyMap<string, PromptEncoding>, denoiser: Component): Conditions;
+  encodePrompt(texts: ReadonlyMap<string, PromptEncoding>, textWidth: number | undefined): Conditions;
   /** Stands for a negative prompt that was not given. Without it, or where it returns undefined, the empty prompt is encoded. */
   absentNegative?(prompt: Conditions, index: Readonly<Record<string, unknown>>): Conditions | undefined;
   /** Inputs of every row that do not come from its prompt: sizes, positions, embedded guidance. */

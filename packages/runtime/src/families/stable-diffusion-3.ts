@@ -1,4 +1,3 @@
-import type { Component } from "../ort.ts";
 import { type Conditions, type Family, lastStates, type PromptEncoding, penultimateAndPooled } from "./family.ts";
 import { concatenate, sideBySide, widen } from "./rows.ts";
 
@@ -35,13 +34,12 @@ export const stableDiffusion3: Family = {
   schedule: ({ latentWidth, latentHeight }) => ({ imageTokens: (latentWidth / 2) * (latentHeight / 2) }),
 };
 
-function encodePrompt(texts: ReadonlyMap<string, PromptEncoding>, denoiser: Component): Conditions {
+function encodePrompt(texts: ReadonlyMap<string, PromptEncoding>, textWidth = 4096): Conditions {
   const first = texts.get("text_encoder")!;
   const second = texts.get("text_encoder_2")!;
   const t5 = texts.get("text_encoder_3")?.states;
   const clip = sideBySide(first.states, second.states);
-  const fixed = denoiser.input("encoder_hidden_states").shape[2];
-  const width = t5?.dims[1] ?? (typeof fixed === "number" ? fixed : 4096);
+  const width = t5?.dims[1] ?? textWidth;
   const behind = t5 ?? { dims: [t5Tokens, width], values: new Float32Array(t5Tokens * width) };
   return {
     encoder_hidden_states: concatenate(widen(clip, width), behind),

@@ -33,10 +33,8 @@ async function guide(prompts: Prompts, drawing: Drawing): Promise<Guided> {
 /** What the network's input channels leave for conditioning decides what the model is. */
 function imageUse(denoiser: Component, latentChannels: number): ImageUse {
   const channels = denoiser.input("sample").shape[1];
-  // Networks of free channels take latents alone.
-  if (channels === latentChannels || typeof channels !== "number") return "start";
-  if (channels === 2 * latentChannels) return "condition";
-  if (channels === 2 * latentChannels + 1) return "inpaint";
+  const use = imageUseOf(channels, latentChannels);
+  if (use) return use;
   throw new InputError({
     what: "a UNet with this number of input channels is not supported",
     file: denoiser.file,
@@ -46,22 +44,34 @@ function imageUse(denoiser: Component, latentChannels: number): ImageUse {
   });
 }
 
+/** @param channels - of the network's input; undefined comes of a number that no kind of model has */
+export function imageUseOf(channels: number | string, latentChannels: number): ImageUse | undefined {
+  // Networks of free channels take latents alone.
+  if (channels === latentChannels || typeof channels !== "number") return "start";
+  if (channels === 2 * latentChannels) return "condition";
+  return channels === 2 * latentChannels + 1 ? "inpaint" : undefined;
+}
+
+/** What {@link channelsBehind} reads of a picture to draw. */
+type Conditioned = Pick<Drawing, "imageUse" | "autoencoder" | "image" | "mask" | "width" | "height" | "imageLatents">;
+
 /** Channels behind the latents: nothing; the image's latents; or the mask and the latents of what it leaves. */
-export async function channelsBehind(drawing: Drawing): Promise<Float32Array | undefined> {
+export async function channelsBehind(drawing: Conditioned): Promise<Float32Array | undefined> {
   if (drawing.imageUse === "start") return undefined;
+  const { autoencoder, image, mask, width, height } = drawing;
   // InstructPix2Pix conditions on unscaled latents.
-  if (drawing.imageUse === "condition") return drawing.autoencoder.unscale(await drawing.imageLatents());
-  const { autoencoder, image, mask, width, height, latentWidth, latentHeight } = drawing;
-  const plane = latentHeight * latentWidth;
+  if (drawing.imageUse === "condition") return autoencoder.unscale(await drawing.imageLatents());
   const latents = !image
     ? await autoencoder.encodeGrey(width, height)
     : mask
       ? await autoencoder.encode(image, mask)
       : await drawing.imageLatents();
+  const small = { width: width / autoencoder.factor, height: height / autoencoder.factor };
+  const plane = small.width * small.height;
   const behind = new Float32Array(plane + latents.length).fill(1, 0, plane);
   if (mask) {
-    const small = resizeNearest(mask.data, mask, { width: latentWidth, height: latentHeight });
-    for (let i = 0; i < plane; i++) behind[i] = isPainted(small[i]) ? 1 : 0;
+    const values = resizeNearest(mask.data, mask, small);
+    for (let i = 0; i < plane; i++) behind[i] = isPainted(values[i]) ? 1 : 0;
   }
   behind.set(latents, plane);
   return behind;
