@@ -6,6 +6,7 @@ import {
   type FolderFiles,
   type GenerateOptions,
   InputError,
+  families as known,
   openPipeline,
   type Pipeline,
   type RowInput,
@@ -151,4 +152,12 @@ test("after dispose, which may come twice, calls are refused", async () => {
   await pipeline.dispose();
   await pipeline.dispose();
   await expect(pipeline.generate({ prompt: "x" })).rejects.toThrow(/was disposed of/);
+});
+
+test("the page on models lists every pipeline class of every family, and no other", () => {
+  const page = readFileSync(new URL("../docs/models.md", import.meta.url), "utf8");
+  const shown = [...page.matchAll(/`(\w+Pipeline\w*)`/g)].map(([, name]) => name);
+  expect([...new Set(shown)].sort()).toEqual(
+    [...new Set(known.flatMap(({ pipelineClasses }) => pipelineClasses))].sort(),
+  );
 });

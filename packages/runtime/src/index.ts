@@ -60,4 +60,5 @@ export {
   verifySignature,
 } from "./signature.ts";
 export { adaptersOfTask, type Task, type TasksFile, tasksFileSchema, tasksOfAdapters } from "./tasks.ts";
+export type { TextEncoder } from "./text-encoder.ts";
 export { loadTokenizer, type PromptTokenizer, type TokenizerOptions } from "./tokenizer.ts";

@@ -30,7 +30,7 @@ describe("a model folder", () => {
     await expect(openModelFolder(folder)).rejects.toThrow(/there is no model_index\.json/);
     write(join(folder, "model_index.json"), '{"_class_name": 3}');
     await expect(openModelFolder(folder)).rejects.toThrow(/model_index\.json: _class_name: /);
-    write(join(folder, "model_index.json"), '{"_class_name": "StableDiffusionPipeline"}');
+    write(join(folder, "model_index.json"), '{"_class_name": "FluxPipeline"}');
     await expect(openModelFolder(folder)).rejects.toThrow(/neither unet\/model\.onnx nor transformer\/model\.onnx/);
     await expect(readScheduler(folder)).rejects.toThrow(/scheduler_config\.json: there is no such file/);
   });

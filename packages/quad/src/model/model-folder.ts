@@ -33,7 +33,7 @@ const adaptableComponents: readonly AdapterComponent[] = [
   "controlnet",
 ];
 
-/** @throws InputError if the folder is not a diffusers/Optimum ONNX folder, or its pipeline class belongs to no family */
+/** @throws InputError if the folder is not a diffusers/Optimum ONNX folder, or its pipeline class is not supported */
 export async function openModelFolder(path: string): Promise<ModelFolder> {
   if (!existsSync(path) || !statSync(path).isDirectory()) {
     throw new InputError({
