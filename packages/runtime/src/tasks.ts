@@ -4,7 +4,7 @@ import * as z from "zod/mini";
 export const taskSchema = z.strictObject({
   /** Adapter at strength 1, adapters with their strengths, or none; what a missing one means says {@link adaptersOfTask}. */
   adapter: z.optional(z.union([z.string(), z.record(z.string(), z.number()), z.null()])),
-  /** Classifier-free guidance; 1 turns it off. */
+  /** Classifier-free guidance; off at and below 1. */
   guidance: z.optional(z.number()),
   steps: z.optional(z.int().check(z.positive())),
   /** Used when a call gives no prompt. */
