@@ -18,10 +18,10 @@ import { pocketFolder } from "./exposed-pocket.ts";
 
 /**
  * How else exporters and compilers shape the same graphs: weights in a second file; every size fixed, batch 1 and a
- * floating-point time step, as for a device; float16 at the borders and int32 tokens. And models that condition otherwise:
+ * floating-point time step, as for a device; float16 at the borders and int32 tokens; an int32 time step of rank 1. And models that condition otherwise:
  * 4 channels (text-to-image; batch 2 only) and 8 (InstructPix2Pix; likewise), with what they lack built in.
  */
-export type Variant = "external data" | "fixed sizes" | "float16" | "4 channels" | "8 channels";
+export type Variant = "external data" | "fixed sizes" | "float16" | "int32 time steps" | "4 channels" | "8 channels";
 
 /** A copy of the pocket model in another shape that computes the same. */
 export async function pocketVariant(variant: Variant): Promise<string> {
@@ -36,6 +36,7 @@ export async function pocketVariant(variant: Variant): Promise<string> {
     setInput(unet, "encoder_hidden_states", "float32", [1, 16, 96]);
     setInput(unet, "timestep", "float32", [1]);
   }
+  if (variant === "int32 time steps") setInput(unet, "timestep", "int32", [1]);
   if (variant === "float16") {
     setInput(unet, "sample", "float16", ["batch", 9, "height", "width"]);
     setInput(unet, "encoder_hidden_states", "float16", ["batch", 16, 96]);
