@@ -199,3 +199,32 @@ test("options that a family has no use for are refused", async () => {
     await expect(pipeline.generate({ ...request, ...options })).rejects.toThrow(message);
   }
 });
+
+test("a folder with some of the text encoders that are needed together is refused, as refiners are", async () => {
+  const files = folderFiles(join(root, "sdxl/model"));
+  const read = async (path: string) => {
+    const bytes = await files.read(path);
+    if (path !== "model_index.json") return bytes;
+    const index = JSON.parse(new TextDecoder().decode(bytes));
+    return new TextEncoder().encode(JSON.stringify({ ...index, text_encoder: [null, null] }));
+  };
+  const opening = openPipeline({ ort: ort as never, files: { ...files, read } });
+  await expect(opening).rejects.toThrow(/model_index\.json: text_encoder: Stable Diffusion XL needs this text encoder/);
+});
+
+test("a folder without any text encoder draws from what prompts were encoded to, and refuses prompts", async () => {
+  const files = folderFiles(join(root, "flux/model"));
+  const read = async (path: string) => {
+    const bytes = await files.read(path);
+    if (path !== "model_index.json") return bytes;
+    const index = JSON.parse(new TextDecoder().decode(bytes));
+    const none = { text_encoder: [null, null], text_encoder_2: [null, null] };
+    return new TextEncoder().encode(JSON.stringify({ ...index, ...none }));
+  };
+  await using whole = await openFamily("flux");
+  await using pipeline = await openPipeline({ ort: ort as never, files: { ...files, read } });
+  const { prompt, ...rest } = request;
+  const conditions = { prompt: await whole.encodePrompt(prompt) };
+  expect((await pipeline.generate({ ...rest, conditions })).latents).toEqual((await whole.generate(request)).latents);
+  await expect(pipeline.generate(request)).rejects.toThrow(/no text encoder.*option conditions/);
+});

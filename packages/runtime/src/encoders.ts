@@ -160,9 +160,24 @@ interface TextEncodersOptions {
   schedulerConfig: Readonly<Record<string, unknown>>;
 }
 
-/** The family's text encoders, but for those that the folder does without. */
+/**
+ * The family's text encoders: all but the optional ones that the folder lacks, or none where it does without any.
+ *
+ * @throws InputError when it has some of those that are needed together (Stable Diffusion XL's refiner has one of two)
+ */
 export async function openTextEncoders(options: TextEncodersOptions): Promise<Map<string, TextEncoder>> {
   const { files, open, family, index } = options;
+  const needed = family.encoders.filter(({ optional }) => !optional);
+  const left = needed.find(({ component }) => isLeftOut(index, component));
+  if (left && !needed.every(({ component }) => isLeftOut(index, component))) {
+    throw new InputError({
+      what: `${family.name} needs this text encoder beside the others`,
+      file: files.describe("model_index.json"),
+      where: left.component,
+      got: "null",
+      fix: "Use a folder with all of them; a refiner is not supported.",
+    });
+  }
   const encoders = new Map<string, TextEncoder>();
   for (const definition of family.encoders) {
     const { component, optional } = definition;
