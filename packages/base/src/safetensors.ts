@@ -127,7 +127,8 @@ export type SafetensorsArray<D extends SafetensorsDtype = SafetensorsDtype> = In
 export function toTypedArray(tensor: SafetensorsTensor): SafetensorsArray {
   const type = arrayTypes[tensor.dtype];
   const { bytes } = tensor;
-  const aligned = bytes.byteOffset % type.BYTES_PER_ELEMENT === 0 ? bytes : bytes.slice();
+  // Not slice(): that of Node's Buffer is a view, and no better aligned.
+  const aligned = bytes.byteOffset % type.BYTES_PER_ELEMENT === 0 ? bytes : new Uint8Array(bytes);
   return new type(
     aligned.buffer as ArrayBuffer,
     aligned.byteOffset,
