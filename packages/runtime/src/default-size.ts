@@ -7,8 +7,10 @@ interface SizedFamily {
   readonly denoiser: string;
   /** In latents, where the denoiser's configuration has none. */
   readonly defaults: { readonly size: number };
-  /** Of families whose latents are not `[channels, height, width]`. */
+  /** Of families whose latents are not `[channels, height, width]` but `[tokens, features]`. */
   readonly layout?: unknown;
+  /** Latents per side that become one token. */
+  readonly patch: number;
 }
 
 /** Width and height in pixels. */
@@ -39,17 +41,29 @@ export function pixelsPerLatent(config: VaeConfig): number {
  */
 export async function readDefaultSize(
   files: FolderFiles,
-  { denoiser, defaults, layout }: SizedFamily,
+  family: SizedFamily,
   sampleShape: readonly unknown[],
 ): Promise<PictureSize> {
+  const { denoiser, defaults, layout, patch } = family;
   const path = `${denoiser}/config.json`;
   const config = (await files.exists(path)) ? await readJson(files, path, denoiserConfigSchema) : {};
   const size = config.sample_size ?? defaults.size;
   const [height, width] = typeof size === "number" ? [size, size] : size;
-  const [fixedHeight, fixedWidth] = layout ? [] : sampleShape.slice(2);
+  const [fixedHeight, fixedWidth] = layout
+    ? sizeOfTokens(sampleShape[1], [height, width], patch)
+    : sampleShape.slice(2);
   const factor = pixelsPerLatent(await readVaeConfig(files));
   return {
     width: factor * (typeof fixedWidth === "number" ? fixedWidth : width),
     height: factor * (typeof fixedHeight === "number" ? fixedHeight : height),
   };
+}
+
+/** Height and width of so many tokens: the wanted ones where they make as many, else a square's. */
+function sizeOfTokens(tokens: unknown, wanted: readonly [number, number], patch: number): readonly number[] {
+  const [height, width] = wanted;
+  if (typeof tokens !== "number") return wanted;
+  const side = Math.sqrt(tokens);
+  if (height * width === tokens * patch ** 2 || !Number.isInteger(side)) return wanted;
+  return [side * patch, side * patch];
 }

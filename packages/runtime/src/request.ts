@@ -121,6 +121,7 @@ function checkSize(context: GenerateContext, options: GenerateOptions) {
       got: String(size),
     });
   }
+  checkTokens(context, width / multiple, height / multiple);
   for (const [name, picture] of [
     ["image", image],
     ["control image", controlImage],
@@ -143,6 +144,19 @@ function checkSize(context: GenerateContext, options: GenerateOptions) {
     });
   }
   return { width, height, latentWidth, latentHeight };
+}
+
+/** A graph with packed latents that was compiled for one size has so many tokens, whatever their arrangement. */
+function checkTokens({ family, denoiser }: GenerateContext, columns: number, rows: number): void {
+  const tokens = family.layout && denoiser.graph.input(family.sample).shape[1];
+  if (typeof tokens !== "number" || tokens === columns * rows) return;
+  throw new InputError({
+    what: "this size does not fit the model",
+    file: denoiser.graph.file,
+    expected: `a picture of ${tokens} tokens`,
+    got: `${columns} x ${rows} = ${columns * rows}`,
+    fix: "Draw the size that the graph was compiled for.",
+  });
 }
 
 /** The nearest sizes that fit. */
