@@ -147,11 +147,62 @@ test("a pipeline class that belongs to no family is refused by its name", async 
   );
 });
 
-test("after dispose, which may come twice, calls are refused", async () => {
+test("after dispose, which may come twice, every call is refused, and nothing is opened", async () => {
+  const files = folderFiles(join(families, "lcm", "model"));
+  let opened = 0;
+  const counting = {
+    Tensor: ort.Tensor,
+    InferenceSession: {
+      create: (...given: Parameters<typeof ort.InferenceSession.create>) => {
+        opened++;
+        return ort.InferenceSession.create(...given);
+      },
+    },
+  };
+  const pipeline = await openPipeline({ ort: counting as never, files });
+  await pipeline.dispose();
+  await pipeline.dispose();
+  const before = opened;
+  expect(before).toBeGreaterThan(0);
+  for (const call of [
+    () => pipeline.generate({ prompt: "x" }),
+    () => pipeline.encodePrompt("x"),
+    () => pipeline.encodeImage({ width: 8, height: 8, data: new Uint8Array(192) }),
+    () => pipeline.runComponent("unet", {}),
+    () => pipeline.inputsOf("vae_encoder"),
+    () => pipeline.use(null),
+    async () => pipeline.bind("unet", {}),
+    async () => pipeline.addAdapter("x", new Uint8Array()),
+  ]) {
+    const refused = await call().catch((error: unknown) => error);
+    expect(refused, String(call)).toBeInstanceOf(InputError);
+    expect((refused as InputError).message, String(call)).toMatch(/was disposed of/);
+  }
+  expect(opened).toBe(before);
+});
+
+test("a picture under way ends with an InputError when its pipeline is disposed of, and dispose waits for all", async () => {
   const pipeline = await open("lcm", load("lcm").runs[0][1]);
-  await pipeline.dispose();
-  await pipeline.dispose();
-  await expect(pipeline.generate({ prompt: "x" })).rejects.toThrow(/was disposed of/);
+  const disposals: Promise<string>[] = [];
+  const order: string[] = [];
+  const generating = pipeline.generate({
+    prompt: "x",
+    steps: 4,
+    onStep: ({ step }) => {
+      if (step > 1) return;
+      for (const name of ["first", "second"])
+        disposals.push(
+          pipeline
+            .dispose()
+            .then(() => order.push(name))
+            .then(() => name),
+        );
+    },
+  });
+  await expect(generating).rejects.toThrow(InputError);
+  await expect(generating).rejects.toThrow(/was disposed of/);
+  await Promise.all(disposals);
+  expect(order).toEqual(["first", "second"]);
 });
 
 test("the page on models lists every pipeline class of every family, and no other", () => {

@@ -4,7 +4,7 @@ import type { VaeConfig } from "./configs.ts";
 import { pixelsPerLatent, readVaeConfig } from "./default-size.ts";
 import type { FolderFiles } from "./files.ts";
 import { imageToPlanes, type Mask, planesToImage, type RgbImage } from "./images.ts";
-import { Component, floatsOf, floatTensor, type OrtModule } from "./ort.ts";
+import { Component, disposedError, floatsOf, floatTensor, type OrtModule } from "./ort.ts";
 
 /** The variational autoencoder between pictures and latents; the encoder is opened when first needed. */
 export class Autoencoder {
@@ -13,6 +13,7 @@ export class Autoencoder {
   readonly #decoder: Component | undefined;
   readonly #openEncoder: () => Promise<Component>;
   #encoder: Promise<Component> | undefined;
+  #isReleased = false;
   readonly #grey = new Map<string, Float32Array>();
 
   private constructor(
@@ -63,8 +64,9 @@ export class Autoencoder {
     return pixelsPerLatent(this.config);
   }
 
-  /** The encoder's graph. */
-  encoder(): Promise<Component> {
+  /** The encoder's graph. @throws InputError after {@link release}: nothing would free it */
+  async encoder(): Promise<Component> {
+    if (this.#isReleased) throw disposedError();
     return (this.#encoder ??= this.#openEncoder());
   }
 
@@ -104,8 +106,10 @@ export class Autoencoder {
   }
 
   async release(): Promise<void> {
+    this.#isReleased = true;
     await this.#decoder?.release();
-    await (await this.#encoder)?.release();
+    // One that could not be opened holds nothing.
+    await (await this.#encoder?.catch(() => undefined))?.release();
   }
 
   async #encode(planes: Float32Array, width: number, height: number): Promise<Float32Array> {

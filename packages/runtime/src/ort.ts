@@ -64,6 +64,7 @@ export class Component {
   readonly outputs: ReadonlyMap<string, Port>;
   readonly #session: InferenceSession;
   readonly #queue: Queue;
+  #released: Promise<void> | undefined;
 
   private constructor(name: string, file: string, session: InferenceSession, queue: Queue) {
     this.name = name;
@@ -119,9 +120,10 @@ export class Component {
   /**
    * Runs the graph once. The outputs belong to the caller.
    *
-   * @throws InputError when an input is missing, is unknown, or has a type or shape the graph does not take
+   * @throws InputError when an input is missing, is unknown, or has a type or shape the graph does not take; after {@link release}
    */
   async run(feeds: Record<string, Tensor>): Promise<Record<string, Tensor>> {
+    if (this.#released) throw disposedError(this.file);
     this.#check(feeds);
     return this.#queue.inTurn(() => this.#session.run(feeds));
   }
@@ -140,9 +142,9 @@ export class Component {
     });
   }
 
-  /** Frees the session's memory; the component is unusable afterwards. */
-  async release(): Promise<void> {
-    await this.#queue.inTurn(() => this.#session.release());
+  /** Frees the session's memory after the runs under way; the component is unusable from now on. Again, it only waits. */
+  release(): Promise<void> {
+    return (this.#released ??= this.#queue.inTurn(() => this.#session.release()));
   }
 
   #check(feeds: Record<string, Tensor>): void {
@@ -214,6 +216,11 @@ async function productsOverflow(ort: OrtModule): Promise<boolean> {
   } finally {
     await queue.inTurn(() => session.release());
   }
+}
+
+/** What is called on something that was disposed of. @param file - the graph, where one is at hand */
+export function disposedError(file?: string): InputError {
+  return new InputError({ what: "the pipeline was disposed of", file, fix: "Open it again." });
 }
 
 function ports(metadata: readonly InferenceSession.ValueMetadata[]): Map<string, Port> {

@@ -12,7 +12,7 @@ import { generateImage } from "./generate.ts";
 import type { GeneratedImage, GenerateOptions } from "./generate-options.ts";
 import type { Mask, RgbImage } from "./images.ts";
 import type { BundleManifest } from "./manifest.ts";
-import { type Component, type OrtModule, type TensorData, tensorData, tensorFrom } from "./ort.ts";
+import { type Component, disposedError, type OrtModule, type TensorData, tensorData, tensorFrom } from "./ort.ts";
 import { adaptersOfTask, type Task } from "./tasks.ts";
 import type { TextEncoder } from "./text-encoder.ts";
 
@@ -55,7 +55,7 @@ export class Pipeline {
   /** Inputs that stay the same whatever is selected, by component. */
   readonly #bound = new Map<string, Record<string, Tensor>>();
   #bindings = 0;
-  #isDisposed = false;
+  #disposal: Promise<void> | undefined;
   #use: Use;
   #uses = 0;
 
@@ -96,6 +96,7 @@ export class Pipeline {
 
   /** Inputs of one graph that {@link runComponent} has to be given: all but the adapter inputs. */
   async inputsOf(component: string): Promise<{ name: string; type: string }[]> {
+    this.#refuseDisposed();
     const bound = this.#feedsOf(component);
     return [...(await this.#component(component)).inputs.values()]
       .filter(({ name }) => !(name in bound))
@@ -114,6 +115,7 @@ export class Pipeline {
    * @throws InputError for an unknown name, a broken adapter, or more ranks than a graph of fixed rank takes
    */
   async use(selection: Selection): Promise<void> {
+    this.#refuseDisposed();
     const { task, strengths } = this.#resolve(selection);
     const { bank } = this.#parts;
     const turn = ++this.#uses;
@@ -131,6 +133,7 @@ export class Pipeline {
    * simulated quantization, say. Replaces what was bound before.
    */
   bind(component: string, inputs: Readonly<Record<string, TensorData>>): void {
+    this.#refuseDisposed();
     const { ort } = this.#parts;
     this.#bindings++;
     this.#bound.set(
@@ -250,16 +253,22 @@ export class Pipeline {
    * @throws InputError when the folder has no slots, or the adapter does not fit them
    */
   addAdapter(name: string, bytes: Uint8Array): void {
+    this.#refuseDisposed();
     this.#bank(name).add(name, bytes, `adapter ${name}`);
     this.#loading.set(name, Promise.resolve());
   }
 
-  /** Frees all sessions; again, it does nothing. What is called afterwards throws an InputError. */
-  async dispose(): Promise<void> {
-    if (this.#isDisposed) return;
-    this.#isDisposed = true;
-    for (const component of this.#parts.components.values()) await component.release();
-    await this.#parts.autoencoder.release();
+  /**
+   * Frees all sessions, each after its run under way; again, it only waits for that. What is called afterwards throws an
+   * InputError, and so does a picture under way at its next run of a graph.
+   */
+  dispose(): Promise<void> {
+    return (this.#disposal ??= this.#release());
+  }
+
+  async #release(): Promise<void> {
+    const { components, autoencoder } = this.#parts;
+    await Promise.all([...components.values(), autoencoder].map((part) => part.release()));
   }
 
   /** As {@link dispose}, for `await using pipeline = ...`. */
@@ -268,8 +277,7 @@ export class Pipeline {
   }
 
   #refuseDisposed(): void {
-    if (!this.#isDisposed) return;
-    throw new InputError({ what: "the pipeline was disposed of", fix: "Open it again." });
+    if (this.#disposal) throw disposedError();
   }
 
   #resolve(selection: Selection): { task: Task; strengths: Map<string, number> } {
