@@ -59,7 +59,7 @@ async function timedBuild(config, onProgress) {
     onStage: (name, { reused }) => {
       const now = performance.now();
       if (name.startsWith("teacher ")) adapters++;
-      if (name.startsWith("teacher ") || name === "distill") {
+      if (/^(teacher|distill) /.test(name)) {
         spent += (now - before) / 1000;
         isComplete &&= !reused;
       }

@@ -7,6 +7,7 @@ import { buildQuantizedGraph } from "../packages/quad/dist/compile/quantized-gra
 import { mergeAdapter } from "../packages/quad/dist/expose/merge-adapter.js";
 import { prepareGraph } from "../packages/quad/dist/quantizable/prepare-graph.js";
 import { pointEncoding, readProfile } from "../packages/quad/dist/records/profile.js";
+import { targetNamed } from "../packages/quad/dist/targets/index.js";
 import { median, peakMegabytes, time } from "./harness.mjs";
 
 /** Copies a model folder with an adapter folded into the UNet's weights. */
@@ -28,7 +29,8 @@ export async function writeMergedQuantized(model, out, name, adapter, profilePat
     weightBits: profile.policy.weightBits,
     weightMethod: "min-max",
     narrowLayers: new Set(profile.narrowLayers),
-    target: { kind: "cpu" },
+    target: targetNamed("cpu"),
+    rank: null,
   });
   await copyWithoutUnet(model, out);
   await saveModel(quantized, join(out, "unet/model.onnx"));

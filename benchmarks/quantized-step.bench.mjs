@@ -14,6 +14,7 @@ import { buildQuantizedGraph } from "../packages/quad/dist/compile/quantized-gra
 import { prepareGraph } from "../packages/quad/dist/quantizable/prepare-graph.js";
 import { findQuantizable } from "../packages/quad/dist/quantizable/quantizable.js";
 import { encodingFromRange } from "../packages/quad/dist/quantization/index.js";
+import { targetNamed } from "../packages/quad/dist/targets/index.js";
 import { Component } from "../packages/runtime/dist/ort.js";
 import { inOwnProcess, median, peakMegabytes } from "./harness.mjs";
 
@@ -135,7 +136,8 @@ function quantized(prepared, slots, layers, isNarrow) {
     weightBits: 8,
     weightMethod: "min-max",
     narrowLayers,
-    target: { kind: "cpu" },
+    target: targetNamed("cpu"),
+    rank: null,
   });
 }
 

@@ -54,7 +54,7 @@ export async function runDistillation({ exposed, config, profile, adapter, traje
   const times = [];
   await distillAdapter({
     ...{ exposed, profile, adapter, trajectory, out, settings },
-    onProgress: () => {
+    onStep: () => {
       const now = performance.now();
       // The first step warms up.
       if (first !== undefined) times.push((now - first) / 1000);
