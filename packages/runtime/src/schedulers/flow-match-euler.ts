@@ -93,12 +93,12 @@ function shiftOf(config: Config, { imageTokens, file }: ScheduleRequest): (sigma
   if (!config.use_dynamic_shifting) return (sigma) => shiftedSigma(sigma, config.shift);
   if (imageTokens === undefined) {
     throw new InputError({
-      what: "this model has no size in tokens, on which the shift could depend",
+      what: "the shift depends on the picture's size in tokens, which is not known here",
       file,
       where: "use_dynamic_shifting",
-      expected: "false",
+      expected: "false, or imageTokens beside it",
       got: "true",
-      fix: "Use the scheduler configuration of the model.",
+      fix: "Pass imageTokens, or switch use_dynamic_shifting off.",
     });
   }
   const { base_shift, max_shift, base_image_seq_len: base, max_image_seq_len: most } = config;
