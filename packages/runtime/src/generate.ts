@@ -115,11 +115,15 @@ function schedulerFor(
   { family, schedulerConfig, schedulerFile }: GenerateContext,
   override: GenerateOptions["scheduler"],
   steps: number,
-  drawing: Drawing,
+  { latentWidth, latentHeight }: Drawing,
 ): Scheduler {
   const changes = typeof override === "string" ? { _class_name: override } : override;
   const config = { ...schedulerConfig, ...changes };
-  const scheduler = createScheduler(config, steps, { file: schedulerFile, ...family.schedule?.(drawing, steps) });
+  const scheduler = createScheduler(config, steps, {
+    file: schedulerFile,
+    imageTokens: (latentWidth / family.patch) * (latentHeight / family.patch),
+    sigmas: family.sigmas?.(steps),
+  });
   if ((scheduler.predictionType === "flow_prediction") === family.isFlow) return scheduler;
   throw new InputError({
     what: `this scheduler is not one for ${family.name}`,

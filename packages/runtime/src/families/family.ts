@@ -1,7 +1,6 @@
 import type { Autoencoder } from "../autoencoder.ts";
 import type { Mask, RgbImage } from "../images.ts";
 import type { Component } from "../ort.ts";
-import type { ScheduleRequest } from "../schedulers/index.ts";
 
 /** What one row of a network's input holds: the input's shape without its batch axis. */
 export interface RowInput {
@@ -155,8 +154,8 @@ export interface Family {
   /** The rows of a batch. Without it: classifier-free guidance between the negative prompt and the prompt. */
   guide?(prompts: Prompts, drawing: Drawing): Promise<Guided>;
   layout?(drawing: Drawing): LatentLayout;
-  /** What the scheduler has to know of the picture. */
-  schedule?(drawing: Drawing, steps: number): Pick<ScheduleRequest, "imageTokens" | "sigmas">;
+  /** Noise levels before shifting, descending in (0, 1], one per step. Without it, those of the scheduler. */
+  sigmas?(steps: number): readonly number[];
 }
 
 /** The hidden states that come last in a text encoder. */

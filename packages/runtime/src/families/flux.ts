@@ -36,10 +36,7 @@ export const flux: Family = {
   encodePrompt,
   constants,
   layout: packed,
-  schedule: ({ latentWidth, latentHeight }, steps) => ({
-    imageTokens: (latentWidth / 2) * (latentHeight / 2),
-    sigmas: Array.from({ length: steps }, (_, step) => 1 - step / steps),
-  }),
+  sigmas: (steps) => Array.from({ length: steps }, (_, step) => 1 - step / steps),
 };
 
 function encodePrompt(texts: ReadonlyMap<string, PromptEncoding>): Conditions {

@@ -1,32 +1,5 @@
-import {
-  type Conditions,
-  type Drawing,
-  type EncoderDefinition,
-  type Family,
-  lastStates,
-  type PromptEncoding,
-} from "./family.ts";
-
-/** Prompts as the models were trained with them. */
-export const lowerCase = (prompt: string) => prompt.toLowerCase().trim();
-
-/** A T5 or Gemma whose padding is hidden by a mask, from itself and from the network. */
-export function maskedEncoder(tokens: number): EncoderDefinition {
-  return {
-    component: "text_encoder",
-    tokenizer: "tokenizer",
-    tokens: () => tokens,
-    masked: true,
-    outputs: lastStates,
-    prepare: lowerCase,
-  };
-}
-
-/** States and mask of a {@link maskedEncoder}. */
-export function encodeMasked(texts: ReadonlyMap<string, PromptEncoding>): Conditions {
-  const { states, mask } = texts.get("text_encoder")!;
-  return { encoder_hidden_states: states, encoder_attention_mask: { dims: [mask.length], values: mask } };
-}
+import type { Conditions, Drawing, Family } from "./family.ts";
+import { encodeMasked, maskedEncoder } from "./masked-encoder.ts";
 
 const pixart = {
   denoiser: "transformer",

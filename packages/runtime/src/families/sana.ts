@@ -1,5 +1,5 @@
 import type { Family } from "./family.ts";
-import { encodeMasked, maskedEncoder } from "./pixart.ts";
+import { encodeMasked, maskedEncoder } from "./masked-encoder.ts";
 
 /**
  * Sana: Xie et al., "Efficient High-Resolution Image Synthesis with Linear Diffusion Transformers" (2024). Flow matching

@@ -31,7 +31,6 @@ export const stableDiffusion3: Family = {
   patch: 2,
   timestep: { scale: 1, perRow: true },
   encodePrompt,
-  schedule: ({ latentWidth, latentHeight }) => ({ imageTokens: (latentWidth / 2) * (latentHeight / 2) }),
 };
 
 function encodePrompt(texts: ReadonlyMap<string, PromptEncoding>, textWidth = 4096): Conditions {

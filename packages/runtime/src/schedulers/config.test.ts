@@ -164,7 +164,7 @@ describe("refuses what is wrong", () => {
     expect(problemOf(() => createScheduler(both, 4)).message).toContain("use_karras_sigmas");
   });
 
-  test("a shift by the picture's tokens where the model has none", () => {
+  test("a shift by the picture's tokens where nobody says how many it has", () => {
     const config = { _class_name: "FlowMatchEulerDiscreteScheduler", use_dynamic_shifting: true };
     expect(problemOf(() => createScheduler(config, 4)).message).toContain("use_dynamic_shifting");
     expect(() => createScheduler(config, 4, { imageTokens: 256 })).not.toThrow();

@@ -1,6 +1,8 @@
+import { AlphaSampler } from "./alpha-sampler.ts";
 import {
   betaOptions,
   clipOptions,
+  clipRange,
   defineScheduler,
   lastAlphaOptions,
   type OptionsOf,
@@ -9,17 +11,8 @@ import {
   thresholdingKeys,
   zeroSnrOptions,
 } from "./definition.ts";
-import {
-  alphaCumprodAt,
-  betaLevels,
-  checkTimesteps,
-  createNoiseSchedule,
-  type Level,
-  levelOf,
-  type NoiseSchedule,
-  refuseEpsilonAtZeroSnr,
-} from "./noise-schedule.ts";
-import { Sampler } from "./sampler.ts";
+import { alphaCumprodAt, betaLevels, levelOf } from "./noise-schedule.ts";
+import type { Step } from "./sampler.ts";
 import { noiseWeights, originalWeights } from "./scheduler.ts";
 import { roundHalfToEven, spacedTimesteps } from "./timesteps.ts";
 
@@ -42,32 +35,20 @@ export const ddim = defineScheduler({
 });
 
 /** Song et al., "Denoising Diffusion Implicit Models" (2021), equation 12 with eta = 0. */
-class DdimScheduler extends Sampler {
-  readonly #config: Config;
-  readonly #schedule: NoiseSchedule;
+class DdimScheduler extends AlphaSampler<Config> {
   readonly #stride: number;
 
   constructor(config: Config, { steps, file }: ScheduleRequest) {
-    refuseEpsilonAtZeroSnr(config, file);
-    const { timestep_spacing: spacing, num_train_timesteps: trainTimesteps, steps_offset: offset } = config;
-    const timesteps = spacedTimesteps(spacing, steps, trainTimesteps, offset).map(roundHalfToEven);
-    checkTimesteps(timesteps, config, file);
-    super(config.prediction_type, timesteps);
-    this.#config = config;
-    this.#schedule = createNoiseSchedule(config, false);
-    this.#stride = Math.floor(trainTimesteps / steps);
+    super(config, spacedTimesteps(config, steps).map(roundHalfToEven), file);
+    this.#stride = Math.floor(config.num_train_timesteps / steps);
   }
 
-  protected level(index: number): Level {
-    return levelOf(this.#schedule.alphasCumprod[this.timesteps[index]]);
-  }
-
-  protected advance(modelOutput: Float32Array, index: number, sample: Float32Array, out: Float32Array): void {
+  protected advance({ modelOutput, index, sample, out }: Step): void {
     const { alpha, sigma } = this.level(index);
-    const next = levelOf(alphaCumprodAt(this.#schedule, this.#config, this.timesteps[index] - this.#stride));
+    const next = levelOf(alphaCumprodAt(this.alphasCumprod, this.config, this.timesteps[index] - this.#stride));
     const original = originalWeights(this.predictionType, alpha, sigma);
     const noise = noiseWeights(this.predictionType, alpha, sigma);
-    const range = this.#config.clip_sample ? this.#config.clip_sample_range : Number.POSITIVE_INFINITY;
+    const range = clipRange(this.config);
     for (let i = 0; i < out.length; i++) {
       const state = sample[i];
       const output = modelOutput[i];

@@ -40,7 +40,7 @@ export function defineScheduler<Shape extends z.core.$ZodShape>(
   return definition as unknown as SchedulerDefinition;
 }
 
-const positive = z.number().check(z.positive());
+export const positive = z.number().check(z.positive());
 
 /** Every scheduler has these. */
 export const trainingOptions = {
@@ -75,6 +75,11 @@ export function clipOptions(clips: boolean) {
   return { clip_sample: z._default(z.boolean(), clips), clip_sample_range: z._default(positive, 1) };
 }
 
+/** The largest absolute value that {@link clipOptions} leave to predictions of x0. */
+export function clipRange(config: OptionsOf<ReturnType<typeof clipOptions>>): number {
+  return config.clip_sample ? config.clip_sample_range : Number.POSITIVE_INFINITY;
+}
+
 /** @param toOne - the default of the class */
 export function lastAlphaOptions(toOne: boolean) {
   /** Whether the cumulative alpha after the last step is 1, or that of timestep 0. */
@@ -88,37 +93,6 @@ export const sigmaOptions = {
   /** Bounds of such sigmas; without them, those of the schedule. */
   sigma_min: z.optional(positive),
   sigma_max: z.optional(positive),
-};
-
-/** DPM-Solver++ and UniPC: multistep solvers in the log signal-to-noise ratio, of diffusion and of flow matching. */
-export const solverOptions = {
-  ...betaOptions,
-  ...zeroSnrOptions,
-  ...spacingOptions("linspace"),
-  ...sigmaOptions,
-  prediction_type: trainingOptions.prediction_type,
-  solver_order: z._default(z.int().check(z.minimum(1), z.maximum(3)), 2),
-  solver_type: z.optional(z.enum(["midpoint", "heun", "logrho", "bh1", "bh2"])),
-  lower_order_final: z._default(z.boolean(), true),
-  /**
-   * Noise level after the last step. Diffusers from 0.25 on always writes this key, so a file without it comes
-   * from an older version, which meant "sigma_min".
-   */
-  final_sigmas_type: z.optional(z.enum(["zero", "sigma_min"])),
-  /** Noise levels of flow matching, whose states are `(1 - sigma) x0 + sigma noise`. */
-  use_flow_sigmas: z._default(z.boolean(), false),
-  flow_shift: z._default(positive, 1),
-};
-
-/** Models that were distilled to few steps: LCM and TCD. */
-export const consistencyOptions = {
-  ...betaOptions,
-  ...zeroSnrOptions,
-  beta_start: z._default(positive.check(z.lt(1)), 0.00085),
-  beta_end: z._default(positive.check(z.lt(1)), 0.012),
-  beta_schedule: z._default(betaOptions.beta_schedule.def.innerType, "scaled_linear"),
-  /** Steps of the distillation, among which the timesteps are chosen. */
-  original_inference_steps: z._default(z.int().check(z.minimum(1), z.maximum(100_000)), 50),
 };
 
 /** For {@link SchedulerDefinition.inert}: clipping by quantiles. */

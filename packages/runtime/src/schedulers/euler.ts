@@ -8,9 +8,9 @@ import {
   spacingOptions,
   zeroSnrOptions,
 } from "./definition.ts";
-import { betaLevels, createNoiseSchedule, type Level, variancePreserving } from "./noise-schedule.ts";
-import { Sampler } from "./sampler.ts";
-import { combine, originalWeights, type PredictionType, type PredictionWeights } from "./scheduler.ts";
+import { betaLevels, createNoiseSchedule, variancePreserving } from "./noise-schedule.ts";
+import { Sampler, type Step } from "./sampler.ts";
+import { combine, type Level, originalWeights, type PredictionType, type PredictionWeights } from "./scheduler.ts";
 import { sigmaInitNoise, sigmaSteps } from "./timesteps.ts";
 
 const options = {
@@ -64,24 +64,12 @@ export class EulerScheduler extends Sampler {
     return variancePreserving(this.sigmas[index]).alpha;
   }
 
-  protected advance(
-    modelOutput: Float32Array,
-    index: number,
-    sample: Float32Array,
-    out: Float32Array,
-    _noise: () => Float32Array,
-  ): void {
-    this.descend(modelOutput, index, this.sigmas[index + 1], sample, out);
+  protected advance(step: Step): void {
+    this.descend(step, this.sigmas[step.index + 1]);
   }
 
   /** `x + (x - x0) / sigma * (next - sigma)` */
-  protected descend(
-    modelOutput: Float32Array,
-    index: number,
-    next: number,
-    sample: Float32Array,
-    out: Float32Array,
-  ): void {
+  protected descend({ modelOutput, index, sample, out }: Step, next: number): void {
     const sigma = this.sigmas[index];
     const shrink = next / sigma;
     const weights = explodingOriginalWeights(this.predictionType, sigma);

@@ -1,22 +1,29 @@
 import { InputError } from "@quad-lora/base";
 import * as z from "zod/mini";
-import { defineScheduler, type OptionsOf, type ScheduleRequest, sigmaOptions, trainingOptions } from "./definition.ts";
-import { flowLevels, flowMatching, type Level } from "./noise-schedule.ts";
-import { Sampler } from "./sampler.ts";
-import { combine } from "./scheduler.ts";
+import {
+  defineScheduler,
+  type OptionsOf,
+  positive,
+  type ScheduleRequest,
+  sigmaOptions,
+  trainingOptions,
+} from "./definition.ts";
+import { flowLevels, flowMatching } from "./noise-schedule.ts";
+import { Sampler, type Step } from "./sampler.ts";
+import { combine, type Level } from "./scheduler.ts";
 import { linspace, respacedSigmas, shiftedSigma } from "./timesteps.ts";
 
 const options = {
   ...trainingOptions,
   ...sigmaOptions,
   prediction_type: z._default(z.literal("flow_prediction"), "flow_prediction"),
-  shift: z._default(z.number().check(z.positive()), 1),
+  shift: z._default(positive, 1),
   /** A shift that grows with the picture, in place of `shift`. */
   use_dynamic_shifting: z._default(z.boolean(), false),
   base_shift: z._default(z.number(), 0.5),
   max_shift: z._default(z.number(), 1.15),
-  base_image_seq_len: z._default(z.number().check(z.positive()), 256),
-  max_image_seq_len: z._default(z.number().check(z.positive()), 4096),
+  base_image_seq_len: z._default(positive, 256),
+  max_image_seq_len: z._default(positive, 4096),
   time_shift_type: z._default(z.enum(["exponential", "linear"]), "exponential"),
   /** Stretches the noise levels so that the last step starts here. */
   shift_terminal: z.optional(z.number().check(z.minimum(0), z.lt(1))),
@@ -57,13 +64,7 @@ class FlowMatchEulerScheduler extends Sampler {
     return flowMatching(this.#sigmas[index]);
   }
 
-  protected advance(
-    modelOutput: Float32Array,
-    index: number,
-    sample: Float32Array,
-    out: Float32Array,
-    noise: () => Float32Array,
-  ): void {
+  protected advance({ modelOutput, index, sample, out, noise }: Step): void {
     const sigma = this.#sigmas[index];
     const next = this.#sigmas[index + 1];
     if (!this.#isStochastic) {
@@ -92,12 +93,12 @@ function shiftOf(config: Config, { imageTokens, file }: ScheduleRequest): (sigma
   if (!config.use_dynamic_shifting) return (sigma) => shiftedSigma(sigma, config.shift);
   if (imageTokens === undefined) {
     throw new InputError({
-      what: "this model has no size in tokens, on which the shift could depend",
+      what: "the shift depends on the picture's size in tokens, which is not known here",
       file,
       where: "use_dynamic_shifting",
-      expected: "false",
+      expected: "false, or imageTokens beside it",
       got: "true",
-      fix: "Use the scheduler configuration of the model.",
+      fix: "Pass imageTokens, or switch use_dynamic_shifting off.",
     });
   }
   const { base_shift, max_shift, base_image_seq_len: base, max_image_seq_len: most } = config;

@@ -2,6 +2,7 @@ import * as z from "zod/mini";
 import {
   betaOptions,
   clipOptions,
+  clipRange,
   defineScheduler,
   type OptionsOf,
   type ScheduleRequest,
@@ -9,9 +10,9 @@ import {
   spacingOptions,
 } from "./definition.ts";
 import { explodingOriginalWeights } from "./euler.ts";
-import { betaLevels, createNoiseSchedule, type Level, variancePreserving } from "./noise-schedule.ts";
-import { Sampler } from "./sampler.ts";
-import { combine, History } from "./scheduler.ts";
+import { betaLevels, createNoiseSchedule, variancePreserving } from "./noise-schedule.ts";
+import { Sampler, type Step } from "./sampler.ts";
+import { combine, History, type Level } from "./scheduler.ts";
 import { sigmaInitNoise, sigmaSteps } from "./timesteps.ts";
 
 const options = {
@@ -49,7 +50,7 @@ class HeunScheduler extends Sampler {
     const evaluations = timesteps.flatMap((timestep, step) => (step === 0 ? [timestep] : [timestep, timestep]));
     super(config.prediction_type, evaluations, sigmaInitNoise(config, sigmas));
     this.#sigmas = sigmas;
-    this.#clipRange = config.clip_sample ? config.clip_sample_range : Number.POSITIVE_INFINITY;
+    this.#clipRange = clipRange(config);
   }
 
   protected level(index: number): Level {
@@ -60,32 +61,35 @@ class HeunScheduler extends Sampler {
     return variancePreserving(this.level(index).sigma).alpha;
   }
 
-  protected advance(modelOutput: Float32Array, index: number, sample: Float32Array, out: Float32Array): void {
+  protected advance(step: Step): void {
+    const { index, sample, out } = step;
     this.#start.enter(index, sample.length);
-    if (index % 2 === 0) this.#predict(modelOutput, index, sample, out);
+    if (index % 2 === 0) this.#predict(step);
     else if (this.#start.count === 0) out.set(sample);
-    else this.#correct(modelOutput, index, sample, out);
+    else this.#correct(step);
   }
 
-  #predict(modelOutput: Float32Array, index: number, sample: Float32Array, out: Float32Array): void {
+  #predict(step: Step): void {
+    const { index, sample, out } = step;
     const start = this.#start.push();
     const derivative = this.#start.push();
     start.set(sample);
-    this.#derivative(modelOutput, index, sample, derivative);
+    this.#derivative(step, derivative);
     combine(start, 1, derivative, this.#sigmas[index / 2 + 1] - this.#sigmas[index / 2], out);
   }
 
-  #correct(modelOutput: Float32Array, index: number, sample: Float32Array, out: Float32Array): void {
+  #correct(step: Step): void {
+    const { index, out } = step;
     const start = this.#start.at(1);
     const derivative = this.#start.at(0);
     const halfStep = (this.#sigmas[(index + 1) / 2] - this.#sigmas[(index - 1) / 2]) / 2;
     combine(start, 1, derivative, halfStep, start);
-    this.#derivative(modelOutput, index, sample, derivative);
+    this.#derivative(step, derivative);
     combine(start, 1, derivative, halfStep, out);
   }
 
   /** `(x - x0) / sigma` */
-  #derivative(modelOutput: Float32Array, index: number, sample: Float32Array, out: Float32Array): void {
+  #derivative({ modelOutput, index, sample }: Step, out: Float32Array): void {
     const { sigma } = this.level(index);
     const weights = explodingOriginalWeights(this.predictionType, sigma);
     const range = this.#clipRange;

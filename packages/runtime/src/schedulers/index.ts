@@ -8,16 +8,14 @@ import { eulerAncestral } from "./euler-ancestral.ts";
 import { flowMatchEuler } from "./flow-match-euler.ts";
 import { heun } from "./heun.ts";
 import { lcm } from "./lcm.ts";
-import type { Level } from "./noise-schedule.ts";
 import { pndm } from "./pndm.ts";
-import type { Scheduler } from "./scheduler.ts";
+import type { Level, Scheduler } from "./scheduler.ts";
 import { tcd } from "./tcd.ts";
 import { uniPc } from "./unipc.ts";
 
 export { parseSchedulerConfigText, type SchedulerConfig } from "./config.ts";
 export type { ScheduleRequest } from "./definition.ts";
-export type { Level } from "./noise-schedule.ts";
-export { type PredictionType, type Scheduler, type TargetWeights, targetWeights } from "./scheduler.ts";
+export { type Level, type PredictionType, type Scheduler, type TargetWeights, targetWeights } from "./scheduler.ts";
 
 /** All schedulers. */
 const definitions: readonly SchedulerDefinition[] = [

@@ -1,8 +1,5 @@
-import { InputError } from "@quad-lora/base";
 import type { betaOptions, OptionsOf } from "./definition.ts";
-import type { Level, PredictionType } from "./scheduler.ts";
-
-export type { Level };
+import type { Level } from "./scheduler.ts";
 
 /** What {@link createNoiseSchedule} reads. */
 export type BetaConfig = Omit<OptionsOf<typeof betaOptions>, "prediction_type"> & { rescale_betas_zero_snr?: boolean };
@@ -112,28 +109,12 @@ export function levelOf(alphaCumprod: number): Level {
 
 /** `alpha^2` at a timestep; before timestep 0 it is 1 or that of timestep 0, as `set_alpha_to_one` says. */
 export function alphaCumprodAt(
-  schedule: NoiseSchedule,
+  alphasCumprod: Float64Array,
   config: { set_alpha_to_one: boolean },
   timestep: number,
 ): number {
-  if (timestep >= 0) return schedule.alphasCumprod[timestep];
-  return config.set_alpha_to_one ? 1 : schedule.alphasCumprod[0];
-}
-
-/** Noise that hides the original completely says nothing about it, so x0 cannot come from the noise alone. */
-export function refuseEpsilonAtZeroSnr(
-  config: { rescale_betas_zero_snr: boolean; prediction_type: PredictionType },
-  file: string | undefined,
-): void {
-  if (!config.rescale_betas_zero_snr || config.prediction_type !== "epsilon") return;
-  throw new InputError({
-    what: "a zero terminal signal-to-noise ratio has no epsilon prediction",
-    file,
-    where: "rescale_betas_zero_snr",
-    expected: 'prediction_type "v_prediction" or "sample"',
-    got: '"epsilon"',
-    fix: "Set the prediction type the model was trained with, or switch rescale_betas_zero_snr off.",
-  });
+  if (timestep >= 0) return alphasCumprod[timestep];
+  return config.set_alpha_to_one ? 1 : alphasCumprod[0];
 }
 
 /** Flow matching's level: `(1 - sigma) x0 + sigma noise` (Lipman et al., "Flow Matching for Generative Modeling", 2023). */
@@ -155,23 +136,4 @@ export function interpolate(values: ArrayLike<number>, position: number): number
   const weight = clamped - low;
   if (weight === 0) return values[low];
   return weight === 1 ? values[low + 1] : values[low] + weight * (values[low + 1] - values[low]);
-}
-
-/** Refuses timesteps that the training schedule does not have; `steps` close to the training count cause them. */
-export function checkTimesteps(
-  timesteps: readonly number[],
-  config: { num_train_timesteps: number },
-  file: string | undefined,
-): void {
-  const highest = Math.max(...timesteps);
-  const lowest = Math.min(...timesteps);
-  if (highest < config.num_train_timesteps && lowest >= 0) return;
-  throw new InputError({
-    what: "the steps reach outside the training timesteps",
-    file,
-    where: "steps_offset",
-    expected: `timesteps in 0..${config.num_train_timesteps - 1}`,
-    got: `${lowest}..${highest}`,
-    fix: "Use fewer steps or a smaller steps_offset.",
-  });
 }

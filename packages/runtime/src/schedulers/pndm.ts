@@ -1,5 +1,6 @@
 import { InputError } from "@quad-lora/base";
 import * as z from "zod/mini";
+import { AlphaSampler } from "./alpha-sampler.ts";
 import {
   betaOptions,
   defineScheduler,
@@ -8,17 +9,9 @@ import {
   type ScheduleRequest,
   spacingOptions,
 } from "./definition.ts";
-import {
-  alphaCumprodAt,
-  betaLevels,
-  checkTimesteps,
-  createNoiseSchedule,
-  type Level,
-  levelOf,
-  type NoiseSchedule,
-} from "./noise-schedule.ts";
-import { Sampler } from "./sampler.ts";
-import { combine, History, scale, weightedSum } from "./scheduler.ts";
+import { alphaCumprodAt, betaLevels, levelOf } from "./noise-schedule.ts";
+import type { Step } from "./sampler.ts";
+import { combine, History, type Level, scale, weightedSum } from "./scheduler.ts";
 import { roundHalfToEven, spacedTimesteps } from "./timesteps.ts";
 
 const options = {
@@ -57,9 +50,7 @@ const rungeKuttaEvaluations = 12;
  * without it, three Runge-Kutta steps of four evaluations each come first.
  * A trajectory that starts among the evaluations of a step that never began passes them unchanged.
  */
-class PndmScheduler extends Sampler {
-  readonly #config: Config;
-  readonly #schedule: NoiseSchedule;
+class PndmScheduler extends AlphaSampler<Config> {
   readonly #stride: number;
   readonly #outputs = new History(multistepWeights.length);
   #start = new Float32Array(0);
@@ -67,47 +58,44 @@ class PndmScheduler extends Sampler {
   #rungeKuttaSum = new Float32Array(0);
 
   constructor(config: Config, { steps, file }: ScheduleRequest) {
-    const { timestep_spacing: spacing, num_train_timesteps: trainTimesteps, steps_offset: offset } = config;
-    const stride = Math.floor(trainTimesteps / steps);
-    const descending = spacedTimesteps(spacing, steps, trainTimesteps, offset).map(roundHalfToEven);
+    const stride = Math.floor(config.num_train_timesteps / steps);
+    const descending = spacedTimesteps(config, steps).map(roundHalfToEven);
     const timesteps = config.skip_prk_steps
       ? multistepTimesteps(descending)
       : rungeKuttaFirst(descending, stride, file);
-    checkTimesteps(timesteps, config, file);
-    super(config.prediction_type, timesteps);
-    this.#config = config;
-    this.#schedule = createNoiseSchedule(config, false);
+    super(config, timesteps, file);
     this.#stride = stride;
   }
 
-  protected level(index: number): Level {
+  protected override level(index: number): Level {
     const stage = this.#inRungeKutta(index) ? index % 4 : 0;
     const timestep = this.timesteps[stage === 0 ? index : index - stage + 4];
-    return levelOf(this.#schedule.alphasCumprod[timestep]);
+    return levelOf(this.alphasCumprod[timestep]);
   }
 
-  protected advance(modelOutput: Float32Array, index: number, sample: Float32Array, out: Float32Array): void {
+  protected advance(step: Step): void {
+    const { index, sample, out } = step;
     this.#outputs.enter(index, sample.length);
     if (this.#start.length !== sample.length) {
       this.#start = new Float32Array(sample.length);
       this.#combined = new Float32Array(sample.length);
-      this.#rungeKuttaSum = new Float32Array(this.#config.skip_prk_steps ? 0 : sample.length);
+      this.#rungeKuttaSum = new Float32Array(this.config.skip_prk_steps ? 0 : sample.length);
     }
     if (this.#continues(index) && this.#outputs.count === 0) out.set(sample);
-    else if (this.#inRungeKutta(index)) this.#rungeKuttaStep(modelOutput, index, sample, out);
-    else this.#multistep(modelOutput, index, sample, out);
+    else if (this.#inRungeKutta(index)) this.#rungeKuttaStep(step);
+    else this.#multistep(step);
   }
 
   #inRungeKutta(index: number): boolean {
-    return !this.#config.skip_prk_steps && index < rungeKuttaEvaluations;
+    return !this.config.skip_prk_steps && index < rungeKuttaEvaluations;
   }
 
   /** Whether an evaluation belongs to a step that began at an earlier one. */
   #continues(index: number): boolean {
-    return this.#inRungeKutta(index) ? index % 4 !== 0 : this.#config.skip_prk_steps && index === 1;
+    return this.#inRungeKutta(index) ? index % 4 !== 0 : this.config.skip_prk_steps && index === 1;
   }
 
-  #multistep(modelOutput: Float32Array, index: number, sample: Float32Array, out: Float32Array): void {
+  #multistep({ modelOutput, index, sample, out }: Step): void {
     const timestep = this.timesteps[index];
     if (this.#continues(index)) {
       combine(modelOutput, 0.5, this.#outputs.at(0), 0.5, this.#combined);
@@ -124,7 +112,7 @@ class PndmScheduler extends Sampler {
     this.#transfer(this.#start, timestep, timestep - this.#stride, this.#combined, out);
   }
 
-  #rungeKuttaStep(modelOutput: Float32Array, index: number, sample: Float32Array, out: Float32Array): void {
+  #rungeKuttaStep({ modelOutput, index, sample, out }: Step): void {
     const stage = index % 4;
     const from = this.timesteps[index - stage];
     const timestep = this.timesteps[index];
@@ -142,8 +130,8 @@ class PndmScheduler extends Sampler {
 
   /** Equation 9 of the paper: moves a sample between timesteps along a given output. */
   #transfer(sample: Float32Array, from: number, to: number, output: Float32Array, out: Float32Array): void {
-    const alpha = alphaCumprodAt(this.#schedule, this.#config, from);
-    const next = alphaCumprodAt(this.#schedule, this.#config, to);
+    const alpha = alphaCumprodAt(this.alphasCumprod, this.config, from);
+    const next = alphaCumprodAt(this.alphasCumprod, this.config, to);
     const noiseWeight = -(next - alpha) / (alpha * Math.sqrt(1 - next) + Math.sqrt(alpha * (1 - alpha) * next));
     const sampleWeight = Math.sqrt(next / alpha);
     if (this.predictionType === "epsilon") {

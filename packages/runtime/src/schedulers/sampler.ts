@@ -1,5 +1,15 @@
-import type { Level } from "./noise-schedule.ts";
-import { combine, type PredictionType, type Scheduler, scale } from "./scheduler.ts";
+import { combine, type Level, type PredictionType, type Scheduler, scale } from "./scheduler.ts";
+
+/** What {@link Scheduler.step} was called with, checked. */
+export interface Step {
+  readonly modelOutput: Float32Array;
+  readonly index: number;
+  readonly sample: Float32Array;
+  /** May be `sample`. */
+  readonly out: Float32Array;
+  /** @throws TypeError when the call brought no noise */
+  noise(): Float32Array;
+}
 
 function checkIndex(index: number, count: number): void {
   if (!Number.isInteger(index) || index < 0 || index >= count) {
@@ -31,14 +41,8 @@ export abstract class Sampler implements Scheduler {
   /** The state before an evaluation is `alpha * x0 + sigma * noise`. */
   protected abstract level(index: number): Level;
 
-  /** {@link Scheduler.step}, with its arguments checked. */
-  protected abstract advance(
-    modelOutput: Float32Array,
-    index: number,
-    sample: Float32Array,
-    out: Float32Array,
-    noise: () => Float32Array,
-  ): void;
+  /** Writes the sample after the step into `out`. */
+  protected abstract advance(step: Step): void;
 
   /** What turns the state before an evaluation into the model's input. */
   protected inputScale(_index: number): number {
@@ -60,12 +64,13 @@ export abstract class Sampler implements Scheduler {
   ): void {
     checkIndex(index, this.timesteps.length);
     checkLengths(sample, modelOutput, out);
-    this.advance(modelOutput, index, sample, out, () => {
+    const draw = () => {
       if (!noise) throw new TypeError("this scheduler is stochastic: step() needs its noise argument");
       const drawn = noise();
       checkLengths(sample, drawn);
       return drawn;
-    });
+    };
+    this.advance({ modelOutput, index, sample, out, noise: draw });
   }
 
   addNoise(original: Float32Array, noise: Float32Array, index: number, out: Float32Array): void {

@@ -34,7 +34,8 @@ export interface Scheduler {
   scaleModelInput(sample: Float32Array, index: number, out: Float32Array): void;
   /**
    * Advances the trajectory: writes the next sample into `out`, which may be `sample`.
-   * @param noise - gives new unit-variance noise of the sample's length; needed by LCM, TCD and Euler ancestral
+   * @param noise - gives new unit-variance noise of the sample's length; needed by LCM, Euler ancestral, TCD with `eta` above
+   *   0 and flow matching with `stochastic_sampling`, which throw a TypeError without it
    */
   step(
     modelOutput: Float32Array,

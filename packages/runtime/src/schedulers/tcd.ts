@@ -1,22 +1,10 @@
 import * as z from "zod/mini";
-import {
-  consistencyOptions,
-  defineScheduler,
-  type OptionsOf,
-  type ScheduleRequest,
-  thresholdingKeys,
-} from "./definition.ts";
-import {
-  betaLevels,
-  createNoiseSchedule,
-  type Level,
-  levelOf,
-  type NoiseSchedule,
-  refuseEpsilonAtZeroSnr,
-} from "./noise-schedule.ts";
-import { Sampler } from "./sampler.ts";
+import { AlphaSampler } from "./alpha-sampler.ts";
+import { consistencyOptions, distilledTimesteps } from "./consistency.ts";
+import { defineScheduler, type OptionsOf, type ScheduleRequest, thresholdingKeys } from "./definition.ts";
+import { betaLevels, levelOf } from "./noise-schedule.ts";
+import type { Step } from "./sampler.ts";
 import { combine, noiseWeights, originalWeights } from "./scheduler.ts";
-import { distilledTimesteps } from "./timesteps.ts";
 
 const options = {
   ...consistencyOptions,
@@ -42,33 +30,17 @@ export const tcd = defineScheduler({
  * Zheng et al., "Trajectory Consistency Distillation" (2024), algorithm 4: jumps to a timestep `(1 - eta) next` along the
  * trajectory, and back up to the next one with new noise. The timesteps are LCM's; the last jump ends at timestep 0.
  */
-class TcdScheduler extends Sampler {
-  readonly #eta: number;
-  readonly #schedule: NoiseSchedule;
-
-  constructor(config: Config, { steps, file }: ScheduleRequest) {
-    refuseEpsilonAtZeroSnr(config, file);
-    super(config.prediction_type, distilledTimesteps(config, steps, file));
-    this.#eta = config.eta;
-    this.#schedule = createNoiseSchedule(config, false);
+class TcdScheduler extends AlphaSampler<Config> {
+  constructor(config: Config, request: ScheduleRequest) {
+    super(config, distilledTimesteps(config, request), request.file);
   }
 
-  protected level(index: number): Level {
-    return levelOf(this.#schedule.alphasCumprod[this.timesteps[index]]);
-  }
-
-  protected advance(
-    modelOutput: Float32Array,
-    index: number,
-    sample: Float32Array,
-    out: Float32Array,
-    noise: () => Float32Array,
-  ): void {
+  protected advance({ modelOutput, index, sample, out, noise }: Step): void {
+    const { eta } = this.config;
     const isLast = index === this.timesteps.length - 1;
-    const drawn = this.#eta > 0 && !isLast ? noise() : undefined;
+    const drawn = eta > 0 && !isLast ? noise() : undefined;
     const next = isLast ? 0 : this.timesteps[index + 1];
-    const { alphasCumprod } = this.#schedule;
-    const reached = alphasCumprod[Math.floor((1 - this.#eta) * next)];
+    const reached = this.alphasCumprod[Math.floor((1 - eta) * next)];
     const { alpha, sigma } = this.level(index);
     const original = originalWeights(this.predictionType, alpha, sigma);
     const predicted = noiseWeights(this.predictionType, alpha, sigma);
@@ -77,7 +49,7 @@ class TcdScheduler extends Sampler {
     const outputWeight = to.alpha * original.output + to.sigma * predicted.output;
     combine(sample, sampleWeight, modelOutput, outputWeight, out);
     if (!drawn) return;
-    const kept = alphasCumprod[next] / reached;
+    const kept = this.alphasCumprod[next] / reached;
     combine(out, Math.sqrt(kept), drawn, Math.sqrt(1 - kept), out);
   }
 }

@@ -1,16 +1,8 @@
 import * as z from "zod/mini";
-import {
-  defineScheduler,
-  notImplemented,
-  type OptionsOf,
-  type ScheduleRequest,
-  solverOptions,
-  thresholdingKeys,
-} from "./definition.ts";
-import { betaLevels, flowLevels, type Level } from "./noise-schedule.ts";
-import { Sampler } from "./sampler.ts";
-import { combine, History, originalWeights, type Term, weightedSum } from "./scheduler.ts";
-import { solverSteps } from "./timesteps.ts";
+import { defineScheduler, notImplemented, type OptionsOf, thresholdingKeys } from "./definition.ts";
+import type { Step } from "./sampler.ts";
+import { combine, originalWeights, type Term, weightedSum } from "./scheduler.ts";
+import { SolverSampler, solverLevels, solverOptions } from "./solver-sampler.ts";
 
 const options = {
   ...solverOptions,
@@ -26,56 +18,41 @@ export const uniPc = defineScheduler({
   classes: ["UniPCMultistepScheduler"],
   options,
   inert: thresholdingKeys,
-  levels: (config) => (config.use_flow_sigmas ? flowLevels(config) : betaLevels(config)),
+  levels: solverLevels,
   create: (config, request) => new UniPcScheduler(config, request),
 });
 
 /**
  * Zhao et al., "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models" (2023),
- * algorithms 5 to 8, on predictions of x0. Every evaluation first corrects the step that led to it (UniC), then takes
- * the next one (UniP). A trajectory without history begins at order 1, uncorrected.
+ * algorithms 5 to 8. Every evaluation first corrects the step that led to it (UniC), then takes the next one (UniP).
+ * A trajectory without history begins at order 1, uncorrected.
  */
-class UniPcScheduler extends Sampler {
-  readonly #config: Config;
-  readonly #levels: readonly Level[];
-  readonly #originals: History;
+class UniPcScheduler extends SolverSampler<Config> {
   /** The sample from which the last step started; in a trajectory without gaps it belongs to the previous index. */
   #start = new Float32Array(0);
   #original = new Float32Array(0);
   #order = 0;
 
-  constructor(config: Config, { steps, file }: ScheduleRequest) {
-    const { timesteps, levels } = solverSteps(config, steps, file);
-    super(config.prediction_type, timesteps);
-    this.#config = config;
-    this.#levels = levels;
-    this.#originals = new History(config.solver_order);
-  }
-
-  protected level(index: number): Level {
-    return this.#levels[index];
-  }
-
-  protected advance(modelOutput: Float32Array, index: number, sample: Float32Array, out: Float32Array): void {
-    const { alpha, sigma } = this.#levels[index];
+  protected advance({ modelOutput, index, sample, out }: Step): void {
+    const { alpha, sigma } = this.level(index);
     const weights = originalWeights(this.predictionType, alpha, sigma);
-    this.#originals.enter(index, sample.length);
+    this.originals.enter(index, sample.length);
     if (this.#start.length !== sample.length) {
       this.#start = new Float32Array(sample.length);
       this.#original = new Float32Array(sample.length);
     }
     combine(sample, weights.sample, modelOutput, weights.output, this.#original);
 
-    const { disable_corrector, solver_order, lower_order_final } = this.#config;
-    if (this.#originals.count > 0 && !disable_corrector.includes(index - 1)) {
+    const { disable_corrector, solver_order, lower_order_final } = this.config;
+    if (this.originals.count > 0 && !disable_corrector.includes(index - 1)) {
       weightedSum(this.#update(index - 1, this.#order, this.#original), this.#start);
     } else {
       this.#start.set(sample);
     }
-    this.#originals.push().set(this.#original);
+    this.originals.push().set(this.#original);
     const left = this.timesteps.length - index;
-    const next = this.#levels[index + 1].sigma;
-    this.#order = Math.min(solver_order, this.#originals.count, lower_order_final || next === 0 ? left : solver_order);
+    const next = this.level(index + 1).sigma;
+    this.#order = Math.min(solver_order, this.originals.count, lower_order_final || next === 0 ? left : solver_order);
     if (next === sigma) out.set(this.#start);
     else weightedSum(this.#update(index, this.#order), out);
   }
@@ -85,25 +62,27 @@ class UniPcScheduler extends Sampler {
    * @param reached - the prediction at the step's end, which turns the predictor into the corrector
    */
   #update(index: number, order: number, reached?: Float32Array): Term[] {
-    const lambda = (at: number) => Math.log(this.#levels[at].alpha / this.#levels[at].sigma);
-    const next = this.#levels[index + 1];
-    const shrink = next.sigma / this.#levels[index].sigma;
-    const h = lambda(index + 1) - lambda(index);
+    const next = this.level(index + 1);
+    const shrink = next.sigma / this.level(index).sigma;
+    const h = this.lambda(index + 1) - this.lambda(index);
     const decay = Math.expm1(-h);
-    const scale = this.#config.solver_type === "bh1" ? -h : decay;
+    const scale = this.config.solver_type === "bh1" ? -h : decay;
 
-    const positions = Array.from({ length: order - 1 }, (_, i) => (lambda(index - 1 - i) - lambda(index)) / h);
+    const positions = Array.from(
+      { length: order - 1 },
+      (_, i) => (this.lambda(index - 1 - i) - this.lambda(index)) / h,
+    );
     if (reached) positions.push(1);
     const solution = differenceWeights(positions, -h, scale);
     const older = solution.slice(0, order - 1).map((weight, i) => ({
-      values: this.#originals.at(i + 1),
+      values: this.originals.at(i + 1),
       weight: (-next.alpha * scale * weight) / positions[i],
     }));
     const differences: Term[] = reached
       ? [...older, { values: reached, weight: -next.alpha * scale * solution[order - 1] }]
       : older;
     const base = differences.reduce((sum, { weight }) => sum - weight, -next.alpha * decay);
-    return [{ values: this.#start, weight: shrink }, { values: this.#originals.at(0), weight: base }, ...differences];
+    return [{ values: this.#start, weight: shrink }, { values: this.originals.at(0), weight: base }, ...differences];
   }
 }
 
